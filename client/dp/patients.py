@@ -1,0 +1,60 @@
+"""Images in a batch, and whose they are."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class PatientBatch:
+    """Images of whole patients (private).
+
+    Attributes:
+        images: (n, 1, S, S) float32.
+        labels: (n,) int64.
+        patients: (n,) int64, index of each image's patient within this batch, 0..P-1, ascending.
+        num_patients: P.
+    """
+
+    images: Tensor
+    labels: Tensor
+    patients: Tensor
+    num_patients: int
+
+    def image_weights(self) -> Tensor:
+        """(n,) one over the number of images of the same patient."""
+        counts = torch.bincount(self.patients, minlength=self.num_patients)
+        return 1.0 / counts[self.patients].to(self.images.dtype)
+
+    def only(self, patients: Tensor) -> PatientBatch:
+        """The batch of the patients marked in ``patients`` (P,) bool."""
+        images = patients[self.patients]
+        renumbered = torch.cumsum(patients, 0) - 1
+        return PatientBatch(
+            images=self.images[images],
+            labels=self.labels[images],
+            patients=renumbered[self.patients[images]],
+            num_patients=int(patients.sum()),
+        )
+
+    def fold(self, values: Tensor) -> Tensor:
+        """Sum over the images of each patient: (n, ...) → (P, ...)."""
+        if self.num_patients == len(values):
+            return values
+        sums = values.new_zeros((self.num_patients, *values.shape[1:]))
+        return sums.index_add_(0, self.patients, values)
+
+    def gather(self, values: Tensor) -> Tensor:
+        """Put the images of a patient side by side: (n, T, d) → (P, K T, d), padded with zeros.
+
+        K is the largest number of images of a patient in the batch.
+        """
+        counts = torch.bincount(self.patients, minlength=self.num_patients)
+        starts = torch.cumsum(counts, 0) - counts
+        slot = torch.arange(len(values)) - starts[self.patients]
+        side = values.new_zeros((self.num_patients, int(counts.max()), *values.shape[1:]))
+        side[self.patients, slot] = values
+        return side.flatten(1, 2)

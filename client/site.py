@@ -1,0 +1,245 @@
+"""A hospital's side of the federation: plan, reserve, train, commit, reply."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import numpy as np
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save
+from torch import nn
+
+from client.data.cohort import Cohort
+from client.dp.bookkeeping import Bookkeeper
+from client.dp.gradients import check_engine
+from client.dp.training import RoundSeeds, Trainee, train_round
+from common import models
+from common.config import FinetuneConfig, ModelConfig, Unit
+from common.errors import LedgerError, Refusal, UsageError
+from common.files import write_atomically
+from common.messages import Reason, Recipe, SiteDescription, Status, TrainReply, TrainRequest
+from common.privacy.budget import Budget
+from common.privacy.chain import State
+from common.privacy.cohort import fingerprint_of
+from common.privacy.events import Event, NonPrivateRelease, PoissonGaussianSteps
+from common.privacy.ledger import Ledger
+from common.seeds import SeedSource
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SiteModel:
+    """How the site builds the shared model (public)."""
+
+    config: ModelConfig
+    finetune: FinetuneConfig
+    image_size: int
+    num_classes: int
+    seed: int
+
+    def build(self) -> nn.Module:
+        """A fresh model with its trainable weights marked."""
+        return models.build(
+            self.config,
+            self.finetune,
+            image_size=self.image_size,
+            num_classes=self.num_classes,
+            seed=self.seed,
+        )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SiteSetup:
+    """What a site owns. Nothing of it comes from the server.
+
+    Attributes:
+        name: public name of the site.
+        cohort: training images (private).
+        patient_hashes: keyed hashes of the cohort's patients; the ledger's subject.
+        ledger: path of the cohort's ledger.
+        replies: folder of replies that a repeated request gets again.
+        budget: the site's own cap.
+        model: how to build the shared model.
+        seeds: where randomness comes from.
+    """
+
+    name: str
+    cohort: Cohort
+    patient_hashes: tuple[str, ...] = field(repr=False)
+    ledger: Path
+    replies: Path
+    budget: Budget
+    model: SiteModel
+    seeds: SeedSource
+
+    def open_ledger(self, unit: Unit) -> Ledger:
+        """The cohort's ledger, verified.
+
+        Raises:
+            LedgerError: if it cannot be opened or trusted.
+        """
+        counts = np.bincount(self.cohort.patients)
+        return Ledger.open(
+            self.ledger,
+            cohort=fingerprint_of(self.patient_hashes),
+            unit=unit,
+            images_per_patient=int(counts.max()) if unit is Unit.image else 1,
+            patient_hashes=self.patient_hashes,
+        )
+
+
+class Site:
+    """Answers requests of the server; the only holder of patients, budget and ledger.
+
+    Guarantees:
+        Nothing is trained before its event is durably in the ledger; a request that would pass
+        the budget is refused; a repeated request gets the stored reply, never new noise.
+    """
+
+    def __init__(self, setup: SiteSetup) -> None:
+        self._setup = setup
+        self._trainee: Trainee | None = None
+        self._frozen_sha256 = ""
+
+    def describe(self) -> SiteDescription:
+        """Public facts, sent before the first round."""
+        return SiteDescription(
+            site=self._setup.name, num_patients=self._setup.cohort.num_patients
+        )
+
+    def train(self, request: TrainRequest) -> TrainReply:
+        """Train one round, or say by a code why not."""
+        try:
+            with self._setup.open_ledger(Unit(request.recipe.unit)) as ledger:
+                try:
+                    return self._train(request, ledger)
+                except Refusal as refusal:
+                    return self._refuse(request, Reason(refusal.code), ledger)
+        except LedgerError:
+            return self._refuse(request, Reason.ledger_unavailable, None)
+
+    def _train(self, request: TrainRequest, ledger: Ledger) -> TrainReply:
+        trainee = self._prepared(request)
+        reservation = ledger.reserve(
+            request_id=request.request_id,
+            events=(event_of(request.recipe),),
+            purpose="train",
+            budget=self._budget(request.recipe),
+        )
+        stored = self._reply_path(request)
+        if not stored.is_file():
+            if reservation.state is State.committed:
+                return self._refuse(request, Reason.bad_request, ledger)
+            self._train_and_store(request, trainee, stored)
+        if reservation.state is State.reserved:
+            ledger.commit(request.request_id)
+        weights = _read_weights(stored)
+        return TrainReply(
+            site=self._setup.name,
+            status=Status.trained,
+            num_patients=self._setup.cohort.num_patients,
+            spend=self._spend(request.recipe, ledger),
+            weights=weights,
+        )
+
+    def _prepared(self, request: TrainRequest) -> Trainee:
+        """The warm model with the request's weights, checked before anything is reserved."""
+        if self._trainee is None:
+            model = self._setup.model.build()
+            self._frozen_sha256 = models.frozen_sha256(model)
+            keeper = self._checked_keeper(model) if request.recipe.private else None
+            self._trainee = Trainee(model=model, keeper=keeper)
+        if request.recipe.private and self._trainee.keeper is None:
+            raise ModelMismatch("this site's model is warm for training without privacy")
+        if request.frozen_sha256 != self._frozen_sha256:
+            raise ModelMismatch("frozen weights differ from the server's")
+        try:
+            models.load_trainable_weights(self._trainee.model, request.weights)
+        except ValueError as error:
+            raise ModelMismatch(str(error)) from error
+        return self._trainee
+
+    def _checked_keeper(self, model: nn.Module) -> Bookkeeper:
+        spec = self._setup.model
+        try:
+            keeper = Bookkeeper(model)
+            check_engine(
+                model, keeper, image_size=spec.image_size, num_classes=spec.num_classes
+            )
+        except UsageError as error:
+            raise ModelMismatch(str(error)) from error
+        return keeper
+
+    def _train_and_store(self, request: TrainRequest, trainee: Trainee, stored: Path) -> None:
+        seeds = RoundSeeds(
+            sampling=self._setup.seeds.seed(request.round, "sampling"),
+            noise=self._setup.seeds.seed(request.round, "noise"),
+        )
+        cohort = units(self._setup.cohort, request.recipe.unit)
+        train_round(trainee, cohort, request.recipe, seeds)
+        weights = models.trainable_weights(trainee.model)
+        if not all(np.isfinite(value).all() for value in weights.values()):
+            raise FloatingPointError("training left weights that are not finite")
+        stored.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(stored, save(weights))
+        for old in stored.parent.glob("*.safetensors"):
+            if old != stored:
+                old.unlink(missing_ok=True)
+
+    def _reply_path(self, request: TrainRequest) -> Path:
+        digest = hashlib.sha256(request.request_id.encode()).hexdigest()[:32]
+        return self._setup.replies / f"{digest}.safetensors"
+
+    def _budget(self, recipe: Recipe) -> Budget:
+        return replace(self._setup.budget, delta=min(self._setup.budget.delta, recipe.delta))
+
+    def _spend(self, recipe: Recipe, ledger: Ledger) -> dict[str, object]:
+        return ledger.statement(self._budget(recipe)).to_dict()
+
+    def _refuse(self, request: TrainRequest, reason: Reason, ledger: Ledger | None) -> TrainReply:
+        return TrainReply(
+            site=self._setup.name,
+            status=Status.refused,
+            num_patients=self._setup.cohort.num_patients,
+            reason=reason,
+            spend=None if ledger is None else self._spend(request.recipe, ledger),
+        )
+
+
+class ModelMismatch(Refusal):
+    """The server's model is not the site's, or private training does not cover it."""
+
+    code = Reason.model_mismatch.value
+
+
+def event_of(recipe: Recipe) -> Event:
+    """What one round of a recipe costs."""
+    if not recipe.private:
+        return NonPrivateRelease(reason="trained without privacy")
+    return PoissonGaussianSteps(
+        sampling_rate=recipe.sampling_rate,
+        noise_multiplier=recipe.noise_multiplier,
+        steps=recipe.steps,
+    )
+
+
+def units(cohort: Cohort, unit: str) -> Cohort:
+    """The cohort seen as privacy units: patients, or every image on its own."""
+    if unit == "patient":
+        return cohort
+    num_images = len(cohort.labels)
+    return replace(
+        cohort,
+        patients=np.arange(num_images),
+        num_patients=num_images,
+        patient_ids=tuple(map(str, range(num_images))),
+    )
+
+
+def _read_weights(path: Path) -> dict[str, np.ndarray]:
+    try:
+        with safe_open(str(path), framework="numpy") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except SafetensorError as error:
+        raise LedgerError("the stored reply cannot be read") from error

@@ -1,0 +1,150 @@
+"""What server and sites say to each other.
+
+Every field is marked public (no patient's data had any part in it) or private (computed from
+patients; leaves only as the output of a mechanism whose event is in the ledger).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from enum import StrEnum
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Weights = dict[str, NDArray[np.float32]]
+
+
+class Status(StrEnum):
+    """How a site answered a training request."""
+
+    trained = "trained"
+    refused = "refused"
+    failed = "failed"
+
+
+class Reason(StrEnum):
+    """Why a site did not train. A fixed list: free text never leaves a site."""
+
+    budget_exceeded = "budget_exceeded"
+    ledger_unavailable = "ledger_unavailable"
+    model_mismatch = "model_mismatch"
+    bad_request = "bad_request"
+    internal_error = "internal_error"
+    no_reply = "no_reply"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Recipe:
+    """How to train for one round (all public).
+
+    Attributes:
+        mechanism: ``"dp_sgd"`` or ``"none"``.
+        unit: ``"patient"`` or ``"image"``.
+        accountant: name of the accountant of epsilon figures.
+        delta: delta of epsilon figures.
+        sampling_rate: probability with which each patient enters a step.
+        noise_multiplier: noise standard deviation over ``max_grad_norm``; 0 without privacy.
+        steps: optimiser steps in this round.
+        max_grad_norm: clipping norm of one patient's gradient; not used without privacy.
+        images_per_patient: at most so many images of a sampled patient, drawn anew each time.
+        optimizer: ``"sgd"`` or ``"adam"``.
+        learning_rate: of the local optimiser.
+        physical_batch: at most so many images in memory at once (no effect on the result).
+    """
+
+    mechanism: str
+    unit: str
+    accountant: str
+    delta: float
+    sampling_rate: float
+    noise_multiplier: float
+    steps: int
+    max_grad_norm: float
+    images_per_patient: int
+    optimizer: str
+    learning_rate: float
+    physical_batch: int
+
+    def __post_init__(self) -> None:
+        bounds = (
+            self.mechanism in {"dp_sgd", "none"},
+            self.unit in {"patient", "image"},
+            0 < self.delta < 1,
+            0 < self.sampling_rate <= 1,
+            self.steps >= 1,
+            0 < self.max_grad_norm < math.inf,
+            0 <= self.noise_multiplier < math.inf,
+            self.images_per_patient >= 1,
+            self.optimizer in {"sgd", "adam"},
+            0 < self.learning_rate < math.inf,
+            self.physical_batch >= 1,
+        )
+        if not all(bounds):
+            raise ValueError(f"recipe out of bounds: {self}")
+        if self.private and self.noise_multiplier == 0:
+            raise ValueError("noise_multiplier=0.0: a private recipe needs noise")
+
+    @property
+    def private(self) -> bool:
+        """Whether the update of this recipe is differentially private."""
+        return self.mechanism == "dp_sgd"
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values by field name."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Recipe:
+        """The inverse of `to_dict`.
+
+        Raises:
+            ValueError: if a field is missing, unknown or out of bounds.
+        """
+        names = {item.name for item in fields(cls)}
+        if set(values) != names:
+            raise ValueError(f"recipe fields differ: {sorted(names ^ set(values))}")
+        return cls(**values)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SiteDescription:
+    """What a site says of itself when a run begins (public under zero-out adjacency)."""
+
+    site: str
+    num_patients: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TrainRequest:
+    """The server asks for one round of training (all public)."""
+
+    run_id: str
+    round: int
+    recipe: Recipe
+    frozen_sha256: str
+    weights: Weights = field(repr=False)
+
+    @property
+    def request_id(self) -> str:
+        """Names the request within a site's ledger: the same for a retry."""
+        return f"{self.run_id}/{self.round}/train"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TrainReply:
+    """A site's answer.
+
+    ``weights`` are the output of the mechanism that the ledger recorded (private, released);
+    everything else is public. ``spend`` is the site's signed spend statement.
+    """
+
+    site: str
+    status: Status
+    num_patients: int
+    reason: Reason | None = None
+    spend: dict[str, Any] | None = None
+    weights: Weights | None = field(default=None, repr=False)

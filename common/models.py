@@ -1,0 +1,143 @@
+"""timm models: how they are built, which weights are trained, and what they are called."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import timm
+import torch
+from safetensors import safe_open
+from torch import nn
+
+from common.config import FinetuneConfig, FinetuneMode, ModelConfig
+from common.errors import UsageError
+from common.messages import Weights
+
+_BATCH_NORMS = (nn.modules.batchnorm._BatchNorm,)  # pyright: ignore[reportPrivateUsage]
+
+
+def build(
+    config: ModelConfig,
+    finetune: FinetuneConfig,
+    *,
+    image_size: int,
+    num_classes: int,
+    seed: int,
+) -> nn.Module:
+    """A model for grey images (B, 1, S, S) → logits (B, C), with trainable weights marked.
+
+    The same arguments give the same weights on one machine. Normalisation layers that mix
+    images of a batch (BatchNorm) are refused: one patient would reach another's gradient.
+
+    Raises:
+        UsageError: for an unknown architecture, a size it cannot take, or BatchNorm.
+    """
+    options: dict[str, Any] = {"in_chans": 1, "num_classes": num_classes, "img_size": image_size}
+    for name in ("patch_size", "window_size"):
+        if getattr(config, name) is not None:
+            options[name] = getattr(config, name)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        try:
+            model = timm.create_model(config.architecture, pretrained=False, **options)
+        except (RuntimeError, TypeError, AssertionError, ValueError, KeyError) as error:
+            raise UsageError(
+                f"model.architecture={config.architecture} cannot be built with {options}: {error}"
+            ) from error
+    for name, module in model.named_modules():
+        if isinstance(module, _BATCH_NORMS):
+            raise UsageError(
+                f"model.architecture={config.architecture}: layer {name} is a BatchNorm, which "
+                "mixes patients of a batch; choose a model with LayerNorm or GroupNorm"
+            )
+    if config.weights is not None:
+        _load_public_weights(model, config)
+    _mark_trainable(model, finetune)
+    return model
+
+
+def _load_public_weights(model: nn.Module, config: ModelConfig) -> None:
+    path = config.weights
+    assert path is not None
+    if not path.is_file():
+        raise UsageError(f"model.weights={path}: no such file")
+    state = model.state_dict()
+    try:
+        with safe_open(str(path), framework="pt") as file:
+            loaded = {name: file.get_tensor(name).float() for name in file.keys()}  # noqa: SIM118
+    except Exception as error:
+        raise UsageError(f"model.weights={path}: not a safetensors file ({error})") from error
+    head = {name for name, _ in _head(model).named_parameters()}
+    fits = {k: v for k, v in loaded.items() if k in state and state[k].shape == v.shape}
+    missing = [k for k in state if k not in fits and k.rsplit(".", 1)[-1] not in head]
+    if missing:
+        raise UsageError(
+            f"model.weights={path}: {len(missing)} tensors are missing or of another shape, "
+            f"the first is {missing[0]}"
+        )
+    model.load_state_dict(fits, strict=False)
+
+
+def _head(model: nn.Module) -> nn.Module:
+    return model.get_classifier()  # pyright: ignore[reportCallIssue, reportReturnType]
+
+
+def _mark_trainable(model: nn.Module, finetune: FinetuneConfig) -> None:
+    match finetune.mode:
+        case FinetuneMode.all:
+            model.requires_grad_(True)
+        case FinetuneMode.head:
+            model.requires_grad_(False)
+            _head(model).requires_grad_(True)
+
+
+def trainable_weights(model: nn.Module) -> Weights:
+    """Copies of the trainable weights by name: the only weights that travel."""
+    return {
+        name: parameter.detach().cpu().numpy().astype(np.float32, copy=True)
+        for name, parameter in model.named_parameters()
+        if parameter.requires_grad
+    }
+
+
+def load_trainable_weights(model: nn.Module, weights: Mapping[str, np.ndarray[Any, Any]]) -> None:
+    """Put ``weights`` into ``model``.
+
+    Raises:
+        ValueError: if names, shapes or finiteness are not as the model expects.
+    """
+    expected = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    if set(weights) != set(expected):
+        raise ValueError(f"weights differ in {len(set(weights) ^ set(expected))} names")
+    for name, parameter in expected.items():
+        value = weights[name]
+        if tuple(value.shape) != tuple(parameter.shape):
+            raise ValueError(f"{name}: shape {value.shape}, expected {tuple(parameter.shape)}")
+        if not np.isfinite(value).all():
+            raise ValueError(f"{name}: not finite")
+        with torch.no_grad():
+            parameter.copy_(torch.from_numpy(np.array(value, dtype=np.float32)))
+
+
+def frozen_sha256(model: nn.Module) -> str:
+    """Names what does not travel: frozen weights and buffers, so that both sides agree on it."""
+    trainable = {name for name, p in model.named_parameters() if p.requires_grad}
+    frozen = {
+        name: tensor.detach().cpu().numpy()
+        for name, tensor in model.state_dict().items()
+        if name not in trainable
+    }
+    return weights_sha256(frozen)
+
+
+def weights_sha256(weights: Mapping[str, np.ndarray[Any, Any]]) -> str:
+    """SHA-256 over names, shapes, types and bytes, in order of names."""
+    digest = hashlib.sha256()
+    for name in sorted(weights):
+        value = np.ascontiguousarray(weights[name])
+        digest.update(f"{name}|{value.dtype.str}|{value.shape}|".encode())
+        digest.update(value.tobytes())
+    return digest.hexdigest()

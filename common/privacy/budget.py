@@ -1,0 +1,46 @@
+"""A cohort's cap on epsilon, from the hospital's own policy."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from common.config import Unit
+from common.privacy import accountants
+from common.privacy.events import Event
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Budget:
+    """Epsilon cap at ``delta`` for everything ever released about one cohort.
+
+    Every field is public. An epsilon of infinity means that spend is counted but never refused.
+
+    >>> Budget(epsilon=8.0, delta=1e-5).allows([])
+    True
+    """
+
+    epsilon: float
+    delta: float
+    accountant: str = "pld"
+    unit: Unit = Unit.patient
+
+    def __post_init__(self) -> None:
+        if math.isnan(self.epsilon) or self.epsilon <= 0:
+            raise ValueError(f"epsilon={self.epsilon!r}: must be above 0 (infinity for no cap)")
+        if not 0 < self.delta < 1:
+            raise ValueError(f"delta={self.delta!r}: must lie between 0 and 1")
+        accountants.build(self.accountant)
+
+    def spent(self, events: Sequence[Event]) -> float:
+        """Epsilon of ``events`` by this budget's accountant at its delta."""
+        return accountants.build(self.accountant).epsilon(events, self.delta)
+
+    def allows(self, events: Sequence[Event]) -> bool:
+        """Whether ``events`` together stay within the cap."""
+        return self.spent(events) <= self.epsilon
+
+    def would_exceed(self, spent: Sequence[Event], asked: Sequence[Event]) -> bool:
+        """Whether doing ``asked`` after ``spent`` would pass the cap."""
+        return not self.allows([*spent, *asked])

@@ -1,0 +1,145 @@
+"""Choices, not code: Hydra's groups, composed into the dataclasses of `common.config`.
+
+The only module that knows of Hydra and OmegaConf.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+import re
+import sys
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, cast
+
+import hydra
+from hydra.core.config_store import ConfigStore
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import HydraException
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from common.config import Config
+from common.errors import UsageError
+
+ConfigStore.instance().store(name="schema", node=Config)
+
+
+def load(overrides: Sequence[str] = ()) -> Config:
+    """Compose a configuration from overrides such as ``"privacy.epsilon=4"``.
+
+    Raises:
+        UsageError: for an unknown name, choice or value.
+    """
+    try:
+        with hydra.initialize_config_module("configs", version_base="1.3"):
+            return _to_config(hydra.compose("config", overrides=list(overrides)))
+    except (HydraException, OmegaConfBaseException) as error:
+        raise _usage_error(error) from error
+
+
+def run(task: Callable[[Config], int], arguments: Sequence[str], *, program: str) -> int:
+    """Run ``task`` once for each configuration that Hydra's command line describes.
+
+    Hydra's own flags (``--help``, ``--cfg job``, ``--multirun``, ``--info``) work. In a
+    multirun each job gets ``run_dir/0``, ``run_dir/1``, ... Returns the largest exit code.
+
+    Raises:
+        UsageError: for bad input.
+    """
+    codes: list[int] = []
+    refusals: list[UsageError] = []
+
+    def job(composed: DictConfig) -> None:
+        try:
+            config = _to_config(composed)
+            state = HydraConfig.get()
+            if state.mode is RunMode.MULTIRUN and config.run_dir is not None:
+                config.run_dir = config.run_dir / str(state.job.num)
+            codes.append(task(config))
+        except UsageError as error:  # raised here, Hydra would print lines of its own
+            refusals.append(error)
+
+    decorate = hydra.main(config_path="pkg://configs", config_name="config", version_base="1.3")
+    saved, full_error = sys.argv, os.environ.get("HYDRA_FULL_ERROR")
+    os.environ["HYDRA_FULL_ERROR"] = "1"
+    try:
+        with tempfile.TemporaryDirectory() as sweep_dir:  # where Hydra leaves multirun.yaml
+            sys.argv = [program, *arguments, f"hydra.sweep.dir={sweep_dir}"]
+            cast("Callable[[], None]", decorate(job))()
+    except (HydraException, OmegaConfBaseException, ValueError) as error:
+        raise _usage_error(error) from error
+    finally:
+        sys.argv = saved
+        if full_error is None:
+            del os.environ["HYDRA_FULL_ERROR"]
+    if refusals:
+        raise refusals[0]
+    return max(codes, default=0)
+
+
+def to_dict(config: Config) -> dict[str, Any]:
+    """The configuration as nested plain values (paths and enumerations as text)."""
+    container = OmegaConf.to_container(OmegaConf.structured(config), enum_to_str=True)
+    return cast("dict[str, Any]", _plain(container))
+
+
+def dump_yaml(config: Config) -> str:
+    """The configuration as YAML that `read_yaml` reads back."""
+    return OmegaConf.to_yaml(OmegaConf.create(to_dict(config)))
+
+
+def read_yaml(path: Path) -> Config:
+    """Read a configuration that a run has stored.
+
+    Raises:
+        UsageError: if the file is absent or is not such a configuration.
+    """
+    try:
+        stored = OmegaConf.load(path)
+        merged = OmegaConf.merge(OmegaConf.structured(Config), stored)
+    except (OSError, OmegaConfBaseException) as error:
+        raise UsageError(f"{path}: not the configuration of a run ({error})") from error
+    return _to_config(cast("DictConfig", merged))
+
+
+def _to_config(composed: DictConfig) -> Config:
+    return cast("Config", OmegaConf.to_object(composed))
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    return str(value) if isinstance(value, Path) else value
+
+
+def _known_names(prefix: str, value: Any) -> list[str]:
+    if not isinstance(value, dict):
+        return [prefix]
+    return [
+        name
+        for key, item in value.items()
+        for name in ([prefix] if prefix else []) + _known_names(f"{prefix}.{key}".strip("."), item)
+    ]
+
+
+def _usage_error(error: BaseException) -> UsageError:
+    text = " ".join(str(error).split())
+    unknown = re.search(r"Could not override '([^']+)'", text)
+    if unknown:
+        name = unknown.group(1)
+        close = difflib.get_close_matches(name, _known_names("", to_dict(Config())), n=1)
+        hint = f"did you mean {close[0]}?" if close else "see fedward simulate --help"
+        return UsageError(f"{name}: no such setting; {hint}")
+    choice = re.search(r"Could not find '([^']+)' Available options in '[^']+': (.*)", text)
+    if choice:
+        group, _, name = choice.group(1).rpartition("/")
+        options = ", ".join(choice.group(2).split(" Config search path")[0].split())
+        return UsageError(f"{group}={name}: no such choice; there are {options}")
+    if error.__cause__ is not None and text.startswith("Error merging"):
+        cause = str(error.__cause__).splitlines()[0]
+        return UsageError(f"{text.removeprefix('Error merging override ')}: {cause}")
+    return UsageError(text.split(" full_key:")[0].split(" See ")[0])

@@ -1,0 +1,73 @@
+"""The command ``fedward``. Starts without torch, Flower or Ray: each command imports its own."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from common.errors import UsageError
+from simulations.progress import complain
+
+EXIT_USAGE = 2
+
+app = typer.Typer(
+    name="fedward",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    help="Federated learning among hospitals on medical images, with patient-level privacy.",
+)
+
+
+@app.callback()
+def fedward() -> None:
+    """Keep commands as words, even while there are few."""
+
+
+@app.command(
+    add_help_option=False,
+    context_settings={"ignore_unknown_options": True, "allow_extra_args": True},
+    short_help="Train one model across simulated hospitals (settings as Hydra overrides).",
+)
+def simulate(context: typer.Context) -> None:
+    """Hand the rest of the command line to Hydra, help included."""
+    import configs
+    from simulations.simulate import simulate as run
+
+    raise typer.Exit(configs.run(run, context.args, program="fedward simulate"))
+
+
+@app.command()
+def report(
+    run_dir: Annotated[Path, typer.Argument(help="Folder of a finished run.")],
+) -> None:
+    """Write report.html of a run anew from its result.json."""
+    import json
+
+    from simulations.report import write
+    from simulations.run_dir import RunDir
+
+    paths = RunDir(path=run_dir)
+    try:
+        result = json.loads(paths.result.read_text())
+    except (OSError, ValueError) as error:
+        raise UsageError(f"{paths.result}: no result of a run ({error})") from error
+    write(result, paths.report)
+    typer.echo(paths.report)
+
+
+def main() -> None:
+    """Entry point: bad input is one line and exit code 2."""
+    try:
+        app()
+    except UsageError as error:
+        complain(str(error))
+        sys.exit(EXIT_USAGE)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)

@@ -1,0 +1,153 @@
+"""From a finished (or failed) run to its files: weights, result.json, report.html."""
+
+from __future__ import annotations
+
+import json
+import math
+import platform
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from importlib.metadata import version
+from typing import Any
+
+from safetensors.numpy import save
+
+import configs
+from common.config import Config, Unit
+from common.files import write_atomically
+from common.messages import Recipe
+from common.models import weights_sha256
+from common.privacy import accountants
+from common.seeds import derive_seed
+from server.checkpoint import Checkpoint, latest_checkpoint
+from server.recipe import plan
+from server.rounds import EndState, Outcome
+from simulations import report
+from simulations.evaluation import HeldOut
+from simulations.run_dir import RunDir
+from simulations.sites import Hospitals, SimulatedSites
+
+SCHEMA = "fedward.result/1"
+_VERSIONED = ("fedward", "torch", "timm", "flwr", "ray", "opacus", "dp-accounting", "numpy")
+_FPRS = (0.01, 0.001)
+
+
+def conclude(
+    hospitals: Hospitals, sites: SimulatedSites, outcome: Outcome, test: HeldOut
+) -> dict[str, Any]:
+    """Test the final model and write everything; returns the content of ``result.json``."""
+    config, run_dir = sites.config, sites.run_dir
+    weights = outcome.checkpoint.weights
+    digest = weights_sha256(weights)
+    figures = test.evaluate(weights, seed=derive_seed(config.seed, "bootstrap"))
+    result = _result(config, hospitals, outcome.state, outcome.checkpoint)
+    result["final"] = {
+        "round": outcome.checkpoint.round,
+        "weights_sha256": digest,
+        "test": figures.to_dict(),
+    }
+    result["privacy"] = _privacy(hospitals, sites, outcome.recipe)
+    provenance = {key: result[key] for key in ("schema", "created", "title", "study", "privacy")}
+    write_atomically(
+        run_dir.weights, save(weights, metadata={"fedward": json.dumps(provenance)})
+    )
+    _write(result, run_dir)
+    return result
+
+
+def fail(hospitals: Hospitals, sites: SimulatedSites) -> None:
+    """Write what is known of a run that failed: rounds and spend, no final figures."""
+    config, run_dir = sites.config, sites.run_dir
+    checkpoint = latest_checkpoint(run_dir.checkpoints) or Checkpoint(
+        run_id=run_dir.run_id.read_text().strip(), round=0, weights={}
+    )
+    result = _result(config, hospitals, EndState.failed, checkpoint)
+    recipe = plan(config, num_patients=sum(hospitals.sites.values()))
+    result["privacy"] = _privacy(hospitals, sites, recipe)
+    _write(result, run_dir)
+
+
+def _write(result: dict[str, Any], run_dir: RunDir) -> None:
+    report.write(result, run_dir.report)
+    write_atomically(run_dir.result, json.dumps(result, indent=2, allow_nan=False) + "\n")
+
+
+def _result(
+    config: Config, hospitals: Hospitals, state: EndState, checkpoint: Checkpoint
+) -> dict[str, Any]:
+    return {
+        "schema": SCHEMA,
+        "created": datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z"),
+        "title": config.title,
+        "state": state.value,
+        "study": {
+            "name": hospitals.study,
+            "public": config.data.public,
+            "num_train_patients": sum(hospitals.sites.values()),
+            "num_train_images": hospitals.num_train_images,
+        },
+        "config": configs.to_dict(config),
+        "versions": {
+            "python": platform.python_version(),
+            **{name.replace("-", "_"): version(name) for name in _VERSIONED},
+        },
+        "rounds": list(checkpoint.history),
+        "final": None,
+    }
+
+
+def _privacy(hospitals: Hospitals, sites: SimulatedSites, recipe: Recipe) -> dict[str, Any]:
+    """Spend of every site over all rounds, read back from its ledger."""
+    config = sites.config
+    spends = {
+        name: _site_spend(sites, name, num_patients, recipe)
+        for name, num_patients in hospitals.sites.items()
+    }
+    spent = [spend["epsilon"] for spend in spends.values()]
+    private = recipe.private and all(epsilon is not None for epsilon in spent)
+    return {
+        "private": private,
+        "mechanism": recipe.mechanism,
+        "unit": recipe.unit,
+        "adjacency": "zero-out",
+        "sampler": "poisson",
+        "accountant": recipe.accountant,
+        "accountant_version": f"dp_accounting {version('dp-accounting')}",
+        "delta": recipe.delta,
+        "epsilon_target": config.privacy.epsilon_target,
+        "noise_multiplier": recipe.noise_multiplier if recipe.private else None,
+        "max_grad_norm": recipe.max_grad_norm if recipe.private else None,
+        "sampling_rate": recipe.sampling_rate,
+        "steps_per_round": recipe.steps,
+        "rounds_planned": config.federation.rounds,
+        "sites": spends,
+        "epsilon_federation": max(spent) if private else None,
+    }
+
+
+def _site_spend(
+    sites: SimulatedSites, name: str, num_patients: int, recipe: Recipe
+) -> dict[str, Any]:
+    budget = sites.config.privacy.budget_of(name)
+    with sites.setup(name).open_ledger(Unit(recipe.unit)) as ledger:
+        events = ledger.events()
+    epsilon = accountants.build(recipe.accountant).epsilon(events, recipe.delta)
+    spend: dict[str, Any] = {
+        "num_patients": num_patients,
+        "epsilon": _finite(epsilon),
+        "epsilon_budget": _finite(budget),
+    }
+    if spend["epsilon"] is not None:
+        rdp = accountants.build("rdp").epsilon(events, recipe.delta)
+        spend["epsilon_rdp"] = _finite(rdp)
+        spend["tpr_bound_at_fpr"] = _tpr_bounds(events)
+    return spend
+
+
+def _tpr_bounds(events: Any) -> Mapping[str, float]:
+    pld = accountants.certificate()
+    return {str(fpr): pld.true_positive_rate_bound(events, fpr) for fpr in _FPRS}
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None

@@ -1,0 +1,175 @@
+"""What a person sees while a run goes on: a live table, or plain lines without a terminal."""
+
+from __future__ import annotations
+
+import sys
+import time
+from types import TracebackType
+from typing import Any, Self
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+from common.config import Config
+from simulations.run_dir import RunDir
+
+
+class Progress:
+    """Shows events of a run as they come."""
+
+    def __init__(self, config: Config, run_dir: RunDir) -> None:
+        self._config = config
+        self._run_dir = run_dir
+        self._console = Console()
+        self._live: Live | None = None
+        self._sites: dict[str, dict[str, Any]] = {}
+        self._stage = "starting"
+        self._round = 0
+        self._auroc: float | None = None
+        self._seconds: list[float] = []
+        self._round_began = time.monotonic()
+
+    def __enter__(self) -> Self:
+        if self._console.is_terminal:
+            self._live = Live(console=self._console, get_renderable=self._render)
+            self._live.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self._live is not None:
+            self._live.stop()
+
+    def show(self, event: dict[str, Any]) -> None:
+        """Take in one event."""
+        match event["event"]:
+            case "stage":
+                self._stage = event["text"]
+                self._line(f"{self._stage} ...")
+            case "planned":
+                self._plan(event)
+            case "site":
+                self._site(event)
+            case "round":
+                self._finish_round(event)
+            case "done":
+                self._done(event["result"])
+            case _:
+                pass
+
+    def _plan(self, event: dict[str, Any]) -> None:
+        self._round = event["first_round"]
+        self._stage = "training"
+        self._round_began = time.monotonic()
+        for name, num_patients in event["sites"].items():
+            self._sites[name] = {"num_patients": num_patients, "epsilon": None, "status": "waiting"}
+        recipe = event["recipe"]
+        noise = f"noise multiplier {recipe['noise_multiplier']:.3g}, delta {recipe['delta']:.1e}"
+        self._line(
+            f"{len(self._sites)} sites, {event['rounds']} rounds, "
+            + (noise if recipe["mechanism"] != "none" else "NO PRIVACY")
+        )
+
+    def _site(self, event: dict[str, Any]) -> None:
+        self._sites[event["site"]] |= {k: event[k] for k in ("epsilon", "status", "reason")}
+
+    def _finish_round(self, event: dict[str, Any]) -> None:
+        self._seconds.append(event["seconds"])
+        evaluation = event["evaluation"]
+        self._auroc = evaluation["auroc"] if evaluation else self._auroc
+        self._round = event["round"] + 1
+        self._round_began = time.monotonic()
+        auroc = "-" if self._auroc is None else f"{self._auroc:.3f}"
+        sites = ", ".join(
+            f"{name} {self._epsilon(name)}{self._remark(name)}" for name in sorted(self._sites)
+        )
+        self._line(
+            f"round {event['round']}/{self._config.federation.rounds}  validation AUROC {auroc}  "
+            f"{sites}  {self._time_left()}"
+        )
+        for site in self._sites.values():
+            if site["status"] == "trained":
+                site["status"] = "waiting"
+
+    def _done(self, result: dict[str, Any]) -> None:
+        self._stage = "done"
+        final = result.get("final")
+        if final is not None:
+            test = final["test"]
+            low, high = test["auroc_ci95"]
+            self._say(
+                f"Test AUROC {test['auroc']:.3f} (95 % interval {low:.3f}-{high:.3f}, "
+                f"{test['num_patients']} held-out patients); {self._privacy(result)}"
+            )
+        self._say(f"State: {result['state']}")
+        self._say(f"Report: {self._run_dir.report}")
+        self._say(f"Result: {self._run_dir.result}")
+
+    def _privacy(self, result: dict[str, Any]) -> str:
+        privacy = result["privacy"]
+        if not privacy["private"]:
+            return "NOT private (epsilon infinite)"
+        return (
+            f"epsilon {privacy['epsilon_federation']:.3f} at delta {privacy['delta']:.1e}, "
+            f"{privacy['unit']} level, {privacy['accountant'].upper()} accountant"
+        )
+
+    def _epsilon(self, name: str) -> str:
+        epsilon = self._sites[name]["epsilon"]
+        budget = self._config.privacy.budget_of(name)
+        if not self._config.privacy.private:
+            return "epsilon inf"
+        spent = "?" if epsilon is None else f"{epsilon:.2f}"
+        return f"epsilon {spent}" + (f"/{budget:g}" if budget < float("inf") else "")
+
+    def _remark(self, name: str) -> str:
+        site = self._sites[name]
+        return "" if site["status"] == "trained" else f" ({site['status']}: {site.get('reason')})"
+
+    def _time_left(self) -> str:
+        left = self._config.federation.rounds - self._round + 1
+        if not self._seconds or left <= 0:
+            return ""
+        seconds = left * sum(self._seconds) / len(self._seconds)
+        return f"about {seconds:.0f} s left" if seconds < 90 else f"about {seconds / 60:.0f} min left"
+
+    def _line(self, text: str) -> None:
+        if self._live is None:
+            print(text, flush=True)
+
+    def _say(self, text: str) -> None:
+        if self._live is None:
+            print(text, flush=True)
+        else:
+            self._console.print(text, highlight=False, soft_wrap=True)
+
+    def _render(self) -> Group:
+        rounds = self._config.federation.rounds
+        if not self._sites or self._stage == "done":
+            return Group(Text(f"{self._stage} ..." if self._stage != "done" else ""))
+        table = Table("site", "patients", "epsilon", "state", title=None)
+        for name in sorted(self._sites):
+            site = self._sites[name]
+            state = site["status"] if site["status"] != "waiting" else "in training"
+            reason = site.get("reason")
+            table.add_row(
+                name,
+                str(site["num_patients"]),
+                self._epsilon(name).removeprefix("epsilon "),
+                f"{state} ({reason})" if reason else state,
+            )
+        auroc = "" if self._auroc is None else f"  validation AUROC {self._auroc:.3f}"
+        elapsed = time.monotonic() - self._round_began
+        head = f"round {min(self._round, rounds)}/{rounds}{auroc}  {self._time_left()}"
+        return Group(Text(head, style="bold"), table, Text(f"{self._stage}, {elapsed:.0f} s"))
+
+
+def complain(message: str) -> None:
+    """One line for bad input."""
+    print(f"Error: {message}", file=sys.stderr)

@@ -1,0 +1,70 @@
+"""The folder of a run: what lies where."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RunDir:
+    """Paths inside the folder of one run. ``work`` is removed when the run ends."""
+
+    path: Path
+
+    @property
+    def result(self) -> Path:
+        """What came out, for programs."""
+        return self.path / "result.json"
+
+    @property
+    def report(self) -> Path:
+        """What came out, for people."""
+        return self.path / "report.html"
+
+    @property
+    def config(self) -> Path:
+        """The resolved configuration."""
+        return self.path / "config.yaml"
+
+    @property
+    def weights(self) -> Path:
+        """The final model."""
+        return self.path / "weights.safetensors"
+
+    @property
+    def checkpoints(self) -> Path:
+        """State after the last rounds, from which a stopped run goes on."""
+        return self.path / "checkpoints"
+
+    @property
+    def log(self) -> Path:
+        """What Flower, Ray and the sites printed."""
+        return self.path / "log.txt"
+
+    @property
+    def run_id(self) -> Path:
+        """The run's name in every ledger."""
+        return self.path / "run_id"
+
+    @property
+    def phantoms(self) -> Path:
+        """Generated phantoms."""
+        return self.path / "phantoms"
+
+    @property
+    def work(self) -> Path:
+        """The empty folder that the run works in, and decoded images."""
+        return self.path / "work"
+
+    def cohort(self, site: str) -> Path:
+        """Decoded images of a simulated hospital."""
+        return self.work / "cohorts" / site
+
+    def ledger(self, site: str) -> Path:
+        """The privacy ledger of a simulated hospital."""
+        return self.path / "ledger" / f"{site}.sqlite"
+
+    def replies(self, site: str) -> Path:
+        """A simulated hospital's last reply, for a request that repeats."""
+        return self.path / "ledger" / "replies" / site

@@ -1,0 +1,164 @@
+"""``fedward simulate``: one run from its folder to its result.
+
+The run itself happens in a child process (`simulations.runner`), so that nothing of Flower or
+Ray stays behind whatever happens, and so that this process can show progress undisturbed.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import configs
+from common.config import Config
+from common.errors import UsageError
+from common.files import write_atomically
+from simulations.process_tree import adopt_orphans, end_descendants
+from simulations.progress import Progress
+from simulations.run_dir import RunDir
+
+_QUIET = {
+    "FLWR_TELEMETRY_ENABLED": "0",
+    "FLWR_DISABLE_UPDATE_CHECK": "1",
+    "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "PYTHONUNBUFFERED": "1",
+}
+EXIT_USAGE, EXIT_INTERRUPTED = 2, 130
+
+
+def simulate(config: Config) -> int:
+    """Run ``config`` to its end and return the exit code.
+
+    Raises:
+        UsageError: for bad input; nothing of a new run's folder is left then.
+    """
+    run_dir, config, is_new = _open_run(config)
+    if run_dir.result.is_file():
+        state = json.loads(run_dir.result.read_text())["state"]
+        if state != "failed":
+            print(f"Nothing to do: {run_dir.path} has a result ({state}). {run_dir.report}")
+            return 0
+    with _clean_up(run_dir):
+        message, code = _run_child(run_dir, config)
+    if code == EXIT_USAGE and is_new:
+        shutil.rmtree(run_dir.path)
+    if code == EXIT_USAGE:
+        raise UsageError(message)
+    if code == EXIT_INTERRUPTED:
+        print(
+            f"Interrupted. Go on with: fedward simulate resume={run_dir.path}", file=sys.stderr
+        )
+    elif code:
+        print(f"Error: {message} (see {run_dir.log})", file=sys.stderr)
+    return code
+
+
+def _open_run(config: Config) -> tuple[RunDir, Config, bool]:
+    if config.resume is not None:
+        run_dir = RunDir(path=config.resume.absolute())
+        if not run_dir.config.is_file():
+            raise UsageError(f"resume={config.resume}: not the folder of a run")
+        return run_dir, configs.read_yaml(run_dir.config), False
+    stamp = datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
+    path = (config.run_dir or _unused(Path("runs") / f"{stamp}_{config.title}")).absolute()
+    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        raise UsageError(f"run_dir={path}: not empty; choose another, or resume={path}")
+    if config.data.root is not None and not config.data.root.is_dir():
+        raise UsageError(f"data.root={config.data.root}: no such folder")
+    config.data.root = config.data.root and config.data.root.absolute()
+    config.model.weights = config.model.weights and config.model.weights.absolute()
+    config.run_dir = path
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(f"run_dir={path}: {error.strerror}") from error
+    run_dir = RunDir(path=path)
+    write_atomically(run_dir.config, configs.dump_yaml(config))
+    write_atomically(run_dir.run_id, secrets.token_hex(8))
+    return run_dir, config, True
+
+
+def _unused(path: Path) -> Path:
+    number = 1
+    candidate = path
+    while candidate.exists():
+        number += 1
+        candidate = path.with_name(f"{path.name}_{number}")
+    return candidate
+
+
+@contextmanager
+def _clean_up(run_dir: RunDir) -> Iterator[None]:
+    shutil.rmtree(run_dir.work, ignore_errors=True)
+    run_dir.work.mkdir()
+    try:
+        yield
+    finally:
+        shutil.rmtree(run_dir.work, ignore_errors=True)
+
+
+def _run_child(run_dir: RunDir, config: Config) -> tuple[str, int]:
+    """Run the child, show its events; returns its last words and an exit code."""
+    adopt_orphans()
+    read_end, write_end = os.pipe()
+    # Ray's sockets need a short path.
+    ray_dir = tempfile.mkdtemp(prefix="fedward-")
+    command = [sys.executable, "-P", "-m", "simulations.runner"]
+    try:
+        with run_dir.log.open("ab") as log:
+            child = subprocess.Popen(
+                [*command, str(run_dir.path), str(write_end), ray_dir],
+                cwd=run_dir.work,
+                env={**os.environ, **_QUIET, "FLWR_HOME": str(run_dir.work / "flwr")},
+                stdin=subprocess.PIPE,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                pass_fds=(write_end,),
+                start_new_session=True,
+            )
+        os.close(write_end)
+        return _follow(child, read_end, run_dir, config)
+    finally:
+        shutil.rmtree(ray_dir, ignore_errors=True)
+
+
+def _follow(
+    child: subprocess.Popen[bytes], events: int, run_dir: RunDir, config: Config
+) -> tuple[str, int]:
+    message = "the simulation ended without a word"
+    try:
+        with os.fdopen(events) as lines, Progress(config, run_dir) as progress:
+            for line in lines:
+                event: dict[str, Any] = json.loads(line)
+                message = event.get("message", message)
+                progress.show(event)
+        return message, child.wait()
+    except KeyboardInterrupt:
+        return "interrupted", EXIT_INTERRUPTED
+    finally:
+        with _uninterrupted():
+            end_descendants()
+
+
+@contextmanager
+def _uninterrupted() -> Iterator[None]:
+    """A second Ctrl-C must not leave half of the processes behind."""
+    previous = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, previous)

@@ -1,0 +1,195 @@
+"""Simulated hospitals: a study dealt out into cohorts, and the sites that train on them."""
+
+from __future__ import annotations
+
+import json
+import re
+import secrets
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from client.data.cohort import Cohort, load_cohort
+from client.data.split import split_patients
+from client.data.study import Record, Study, build
+from common.config import Config
+from common.errors import UsageError
+from common.files import write_atomically
+from common.privacy.budget import Budget
+from common.privacy.cohort import patient_hashes
+from common.seeds import SimulatedSeeds, derive_seed
+from server.recipe import default_delta
+from simulations.partition import partition
+from simulations.run_dir import RunDir
+
+if TYPE_CHECKING:
+    from flwr.app import Context
+
+    from client.site import Site, SiteModel, SiteSetup
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Hospitals:
+    """A study dealt out to simulated hospitals, with the held-out parts.
+
+    Attributes:
+        study: name of the study.
+        num_classes: number of classes of its label.
+        sites: number of training patients by site name, in order of names.
+        num_train_images: over all sites.
+        val: images that the model is looked at on after each round.
+        test: images that the final model is measured on.
+    """
+
+    study: str
+    num_classes: int
+    sites: dict[str, int]
+    num_train_images: int
+    val: Cohort = field(repr=False)
+    test: Cohort = field(repr=False)
+
+
+def prepare(config: Config, run_dir: RunDir) -> Hospitals:
+    """Read the study, deal its training patients out, decode every image once.
+
+    Raises:
+        UsageError: if the study cannot be read, or cannot be dealt out as asked.
+    """
+    study = build(config.data, num_sites=config.federation.num_sites, phantom_dir=run_dir.phantoms)
+    split = split_patients(
+        study.records,
+        val_fraction=config.data.val_fraction,
+        test_fraction=config.data.test_fraction,
+        seed=config.seed,
+    )
+    shares = partition(split.train, num_sites=config.federation.num_sites, seed=config.seed)
+    names = _file_names(shares)
+    _check_site_budgets(config, tuple(names.values()))
+    sites: dict[str, int] = {}
+    num_images = 0
+    for original, name in sorted(names.items(), key=lambda item: item[1]):
+        cohort = load_cohort(study, shares[original], image_size=config.data.image_size)
+        _save_cohort(cohort, name, run_dir)
+        sites[name] = cohort.num_patients
+        num_images += len(cohort.labels)
+    return Hospitals(
+        study=study.name,
+        num_classes=study.num_classes,
+        sites=sites,
+        num_train_images=num_images,
+        val=_held_out(study, split.val, config),
+        test=_held_out(study, split.test, config),
+    )
+
+
+def _held_out(study: Study, records: tuple[Record, ...], config: Config) -> Cohort:
+    return load_cohort(study, records, image_size=config.data.image_size)
+
+
+def _file_names(shares: dict[str, tuple[Record, ...]]) -> dict[str, str]:
+    """Site names that are safe as file names."""
+    names = {site: re.sub(r"[^A-Za-z0-9._-]+", "-", site).strip(".-") for site in shares}
+    if len(set(names.values())) != len(names) or not all(names.values()):
+        raise UsageError(f"sites {sorted(shares)}: names must differ in letters and digits")
+    return names
+
+
+def _check_site_budgets(config: Config, sites: tuple[str, ...]) -> None:
+    unknown = sorted(set(config.privacy.site_budgets) - set(sites))
+    if unknown:
+        raise UsageError(
+            f"privacy.site_budgets.{unknown[0]}: no such site; there are {', '.join(sorted(sites))}"
+        )
+
+
+def _save_cohort(cohort: Cohort, site: str, run_dir: RunDir) -> None:
+    """Keep decoded images where every actor can map them, and a keyed name of the cohort."""
+    folder = run_dir.cohort(site)
+    folder.mkdir(parents=True)
+    for name in ("images", "labels", "patients"):
+        np.save(folder / f"{name}.npy", getattr(cohort, name))
+    key = _site_key(run_dir.ledger(site).with_suffix(".cohort-key"))
+    facts = {
+        "num_patients": cohort.num_patients,
+        "patient_hashes": patient_hashes(cohort.patient_ids, key),
+    }
+    (folder / "facts.json").write_text(json.dumps(facts))
+
+
+def _site_key(path: Path) -> bytes:
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(path, secrets.token_hex(32))
+        path.chmod(0o600)
+    return bytes.fromhex(path.read_text())
+
+
+@dataclass(frozen=True, kw_only=True)
+class SimulatedSites:
+    """Opens the simulated hospital that a Flower node stands for; kept warm in its process."""
+
+    config: Config
+    run_dir: RunDir
+    names: tuple[str, ...]
+    num_classes: int
+
+    def __call__(self, context: Context) -> Site:
+        """The site of this node."""
+        name = self.names[int(context.node_config["partition-id"])]
+        key = (str(self.run_dir.path), name)
+        if key not in _open_sites:
+            import torch
+
+            from client.site import Site
+
+            torch.set_num_threads(max(1, int(self.config.simulation.cpus_per_site)))
+            _open_sites[key] = Site(self.setup(name))
+        return _open_sites[key]
+
+    def setup(self, name: str) -> SiteSetup:
+        """What the simulated hospital ``name`` owns."""
+        from client.site import SiteSetup
+
+        folder = self.run_dir.cohort(name)
+        facts = json.loads((folder / "facts.json").read_text())
+        cohort = Cohort(
+            images=np.load(folder / "images.npy", mmap_mode="r"),
+            labels=np.load(folder / "labels.npy"),
+            patients=np.load(folder / "patients.npy"),
+            num_patients=facts["num_patients"],
+            patient_ids=(),
+        )
+        privacy = self.config.privacy
+        return SiteSetup(
+            name=name,
+            cohort=cohort,
+            patient_hashes=tuple(facts["patient_hashes"]),
+            ledger=self.run_dir.ledger(name),
+            replies=self.run_dir.replies(name),
+            budget=Budget(
+                epsilon=privacy.budget_of(name),
+                delta=privacy.delta or default_delta(cohort.num_patients),
+                accountant=privacy.accountant.value,
+                unit=privacy.unit,
+            ),
+            model=shared_model(self.config, self.num_classes),
+            seeds=SimulatedSeeds(run_seed=self.config.seed, site=name),
+        )
+
+
+_open_sites: dict[tuple[str, str], Site] = {}
+
+
+def shared_model(config: Config, num_classes: int) -> SiteModel:
+    """How every simulated hospital, and the server, builds the model."""
+    from client.site import SiteModel
+
+    return SiteModel(
+        config=config.model,
+        finetune=config.finetune,
+        image_size=config.data.image_size,
+        num_classes=num_classes,
+        seed=derive_seed(config.seed, "model"),
+    )

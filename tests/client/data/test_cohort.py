@@ -1,0 +1,62 @@
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from client.data.cohort import load_cohort
+from client.data.study import Record
+from common.errors import DataError
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RowStudy:
+    """A study whose image of row r is (r, 2 r) pixels of brightness r / 100."""
+
+    records: tuple[Record, ...]
+    name: str = "rows"
+    num_classes: int = 2
+
+    def read(self, record: Record) -> npt.NDArray[np.float32]:
+        return np.full((record.row, 2 * record.row), record.row / 100, dtype=np.float32)
+
+
+def _study(patients: list[int]) -> RowStudy:
+    records = tuple(
+        Record(row=row, path=Path("x"), patient=f"p{number}", label=number % 2)
+        for row, number in enumerate(patients, start=1)
+    )
+    return RowStudy(records=records)
+
+
+@given(st.lists(st.integers(0, 9), min_size=1, max_size=20), st.randoms(use_true_random=False))
+def test_images_labels_and_patients_belong_together_in_any_order(
+    patients: list[int], random: object
+) -> None:
+    study = _study(patients)
+    shuffled = list(study.records)
+    random.shuffle(shuffled)  # type: ignore[attr-defined]
+    cohort = load_cohort(study, shuffled, image_size=8)
+    assert cohort.images.dtype == np.float32
+    assert cohort.labels.dtype == cohort.patients.dtype == np.int64
+    assert cohort.images.shape == (len(patients), 1, 8, 8)
+    assert cohort.num_patients == len(set(patients)) == len(cohort.patient_ids)
+    for position, number in enumerate(patients):
+        assert np.allclose(cohort.images[position], (position + 1) / 100)
+        assert cohort.labels[position] == number % 2
+        assert cohort.patient_ids[cohort.patients[position]] == f"p{number}"
+
+
+def test_a_cohort_without_records_is_refused() -> None:
+    with pytest.raises(DataError, match="at least one image"):
+        load_cohort(_study([1]), [], image_size=8)
+
+
+def test_repr_shows_how_many_and_not_who() -> None:
+    cohort = load_cohort(_study([1, 1, 2]), _study([1, 1, 2]).records, image_size=8)
+    assert repr(cohort) == "Cohort(num_patients=2)"
