@@ -1,0 +1,1 @@
+"""The only code that sees a patient: data, private training, the site."""

@@ -40,18 +40,17 @@ def build(open_site: Callable[[Context], AnswersRequests]) -> ClientApp:
     @app.query("describe")
     def describe(message: Message, context: Context) -> Message:
         return _answer(
-            message, lambda: Message(
+            message,
+            lambda: Message(
                 wire.description_content(open_site(context).describe()), reply_to=message
-            )
+            ),
         )
 
     @app.train()
     def train(message: Message, context: Context) -> Message:
         def reply() -> Message:
             request = wire.read_request(message.content)
-            return Message(
-                wire.reply_content(open_site(context).train(request)), reply_to=message
-            )
+            return Message(wire.reply_content(open_site(context).train(request)), reply_to=message)
 
         return _answer(message, reply)
 

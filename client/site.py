@@ -104,9 +104,7 @@ class Site:
 
     def describe(self) -> SiteDescription:
         """Public facts, sent before the first round."""
-        return SiteDescription(
-            site=self._setup.name, num_patients=self._setup.cohort.num_patients
-        )
+        return SiteDescription(site=self._setup.name, num_patients=self._setup.cohort.num_patients)
 
     def train(self, request: TrainRequest) -> TrainReply:
         """Train one round, or say by a code why not."""
@@ -164,9 +162,7 @@ class Site:
         spec = self._setup.model
         try:
             keeper = Bookkeeper(model)
-            check_engine(
-                model, keeper, image_size=spec.image_size, num_classes=spec.num_classes
-            )
+            check_engine(model, keeper, image_size=spec.image_size, num_classes=spec.num_classes)
         except UsageError as error:
             raise ModelMismatch(str(error)) from error
         return keeper
@@ -240,6 +236,6 @@ def units(cohort: Cohort, unit: str) -> Cohort:
 def _read_weights(path: Path) -> dict[str, np.ndarray]:
     try:
         with safe_open(str(path), framework="numpy") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            return {name: file.get_tensor(name) for name in file.keys()}
     except SafetensorError as error:
         raise LedgerError("the stored reply cannot be read") from error

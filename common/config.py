@@ -21,9 +21,7 @@ def _require(condition: bool, name: str, value: object, remedy: str) -> None:
 
 def _require_positive(name: str, value: float | None) -> None:
     if value is not None:
-        _require(
-            math.isfinite(value) and value > 0, name, value, "must be a finite number above 0"
-        )
+        _require(math.isfinite(value) and value > 0, name, value, "must be a finite number above 0")
 
 
 class Mechanism(Enum):
@@ -98,7 +96,9 @@ class DataConfig:
     phantom: PhantomConfig = field(default_factory=PhantomConfig)
 
     def __post_init__(self) -> None:
-        _require(8 <= self.image_size <= 1024, "data.image_size", self.image_size, "must be 8 to 1024")
+        _require(
+            8 <= self.image_size <= 1024, "data.image_size", self.image_size, "must be 8 to 1024"
+        )
         for name in ("val_fraction", "test_fraction"):
             value = getattr(self, name)
             _require(0 < value < 0.5, f"data.{name}", value, "must lie between 0 and 0.5")
@@ -112,7 +112,8 @@ class PrivacyConfig:
 
     Exactly one of ``epsilon`` (a target: noise is calibrated for the planned rounds) and
     ``noise_multiplier`` (fixed noise: epsilon grows with the rounds) decides the noise.
-    ``budget`` is each site's own cap, ``site_budgets`` that of single sites by name. Without
+    ``budget`` is each site's own cap, ``site_budgets`` that of single
+    sites (``hospital-1:2.5``). Without
     either the cap is the target; with fixed noise there is no cap then.
     """
 
@@ -120,7 +121,7 @@ class PrivacyConfig:
     epsilon: float | None = 8.0
     noise_multiplier: float | None = None
     budget: float | None = None
-    site_budgets: dict[str, float] = field(default_factory=dict)
+    site_budgets: dict[str, float] = field(default_factory=dict[str, float])
     delta: float | None = None
     unit: Unit = Unit.patient
     accountant: AccountantName = AccountantName.pld
@@ -131,7 +132,7 @@ class PrivacyConfig:
     def __post_init__(self) -> None:
         for name in ("epsilon", "noise_multiplier", "budget", "max_grad_norm"):
             _require_positive(f"privacy.{name}", getattr(self, name))
-        for site, budget in self.site_budgets.items():
+        for site, budget in self.caps().items():
             _require_positive(f"privacy.site_budgets.{site}", budget)
         if self.delta is not None:
             _require(0 < self.delta < 1, "privacy.delta", self.delta, "must lie between 0 and 1")
@@ -152,14 +153,30 @@ class PrivacyConfig:
 
     @property
     def epsilon_target(self) -> float | None:
-        """Epsilon that the noise is calibrated for; ``None`` without privacy or with fixed noise."""
+        """What the noise is calibrated for; ``None`` without privacy or with fixed noise."""
         return self.epsilon if self.private and self.noise_multiplier is None else None
+
+    def caps(self) -> dict[str, float]:
+        """``site_budgets`` by site name.
+
+        >>> PrivacyConfig(site_budgets=["hospital-1:2.5"]).caps()
+        {'hospital-1': 2.5}
+        """
+        caps: dict[str, float] = {}
+        for entry in self.site_budgets:
+            site, _, cap = entry.rpartition(":")
+            try:
+                caps[site] = float(cap)
+            except ValueError:
+                site = ""
+            _require(bool(site), "privacy.site_budgets", entry, "must read SITE:EPSILON")
+        return caps
 
     def budget_of(self, site: str) -> float:
         """A site's cap on epsilon; infinite where nothing bounds it."""
         if not self.private:
             return math.inf
-        for cap in (self.site_budgets.get(site), self.budget, self.epsilon_target):
+        for cap in (self.caps().get(site), self.budget, self.epsilon_target):
             if cap is not None:
                 return cap
         return math.inf

@@ -67,7 +67,7 @@ def _load_public_weights(model: nn.Module, config: ModelConfig) -> None:
     state = model.state_dict()
     try:
         with safe_open(str(path), framework="pt") as file:
-            loaded = {name: file.get_tensor(name).float() for name in file.keys()}  # noqa: SIM118
+            loaded = {name: file.get_tensor(name).float() for name in file.keys()}
     except Exception as error:
         raise UsageError(f"model.weights={path}: not a safetensors file ({error})") from error
     head = {name for name, _ in _head(model).named_parameters()}

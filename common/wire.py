@@ -6,11 +6,15 @@ Nothing is pickled, and what does not fit the schema is refused.
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import asdict
-from typing import Any
+from io import BytesIO
+from typing import Any, cast
 
 import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
+from numpy.lib import format as npy
+from numpy.typing import NDArray
 
 from common.messages import (
     Reason,
@@ -35,10 +39,29 @@ def to_arrays(weights: Weights) -> ArrayRecord:
 
 
 def from_arrays(record: ArrayRecord) -> Weights:
-    """The inverse of `to_arrays`; every array becomes float32."""
-    return {
-        name: np.asarray(array.numpy(), dtype=np.float32).copy() for name, array in record.items()
-    }
+    """The inverse of `to_arrays`; every array becomes float32.
+
+    Raises:
+        ValueError: if an array is not what `to_arrays` writes.
+    """
+    return {name: _read_array(name, array) for name, array in record.items()}
+
+
+def _read_array(name: str, array: Array) -> NDArray[np.float32]:
+    """One array; its size is checked before memory is taken for it."""
+    try:
+        file = BytesIO(array.data)
+        if npy.read_magic(file) != (1, 0):
+            raise ValueError("not version 1.0 of the npy format")
+        shape, _, dtype = npy.read_array_header_1_0(file)
+        if dtype.kind != "f":
+            raise ValueError(f"type {dtype}, expected floating point")
+        if len(array.data) - file.tell() != math.prod(shape) * dtype.itemsize:
+            raise ValueError("data of another size than its header says")
+        with np.errstate(over="ignore"):  # what float32 cannot hold becomes infinite
+            return np.array(array.numpy(), dtype=np.float32)
+    except Exception as error:  # numpy's parser raises whatever its parts raise
+        raise ValueError(f"array {name!r} does not fit {SCHEMA}: {error}") from error
 
 
 def describe_content() -> RecordDict:
@@ -66,10 +89,10 @@ def read_request(content: RecordDict) -> TrainRequest:
     body = _read_body(content)
     try:
         return TrainRequest(
-            run_id=str(body["run_id"]),
-            round=int(body["round"]),
-            recipe=Recipe.from_dict(body["recipe"]),
-            frozen_sha256=str(body["frozen_sha256"]),
+            run_id=_text(body, "run_id"),
+            round=_count(body, "round", least=1),
+            recipe=_recipe(body),
+            frozen_sha256=_text(body, "frozen_sha256"),
             weights=from_arrays(content.array_records[_WEIGHTS]),
         )
     except (KeyError, TypeError) as error:
@@ -89,7 +112,9 @@ def read_description(content: RecordDict) -> SiteDescription:
     """
     body = _read_body(content)
     try:
-        return SiteDescription(site=str(body["site"]), num_patients=int(body["num_patients"]))
+        return SiteDescription(
+            site=_text(body, "site"), num_patients=_count(body, "num_patients", least=1)
+        )
     except (KeyError, TypeError) as error:
         raise ValueError(f"site description does not fit {SCHEMA}: {error!r}") from error
 
@@ -121,11 +146,11 @@ def read_reply(content: RecordDict) -> TrainReply:
         status = Status(body["status"])
         trained = status is Status.trained
         return TrainReply(
-            site=str(body["site"]),
+            site=_text(body, "site"),
             status=status,
-            num_patients=int(body["num_patients"]),
+            num_patients=_count(body, "num_patients", least=1 if trained else 0),
             reason=None if body["reason"] is None else Reason(body["reason"]),
-            spend=body["spend"],
+            spend=_spend(body),
             weights=from_arrays(content.array_records[_WEIGHTS]) if trained else None,
         )
     except (KeyError, TypeError) as error:
@@ -143,9 +168,58 @@ def _body(fields: dict[str, Any]) -> ConfigRecord:
 
 def _read_body(content: RecordDict) -> dict[str, Any]:
     try:
-        body = json.loads(str(content.config_records[_BODY]["json"]))
-    except (KeyError, ValueError) as error:
-        raise ValueError(f"message does not fit {SCHEMA}: {error!r}") from error
-    if not isinstance(body, dict) or body.get("schema") != SCHEMA:
+        text = content.config_records[_BODY]["json"]
+        if not isinstance(text, str):
+            raise TypeError("not text")
+        body: object = json.loads(text, parse_float=_finite, parse_constant=_finite)
+    except (KeyError, TypeError, ValueError, RecursionError) as error:
+        raise ValueError(f"message does not fit {SCHEMA}: {type(error).__name__}") from error
+    fields = _fields(body)
+    if fields.get("schema") != SCHEMA:
         raise ValueError(f"message is not of {SCHEMA}")
-    return body
+    return fields
+
+
+def _finite(text: str) -> float:
+    value = float(text)
+    if not math.isfinite(value):
+        raise ValueError(f"{text}: not a finite number")
+    return value
+
+
+def _fields(value: object) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise ValueError(f"message is not of {SCHEMA}")
+    return cast("dict[str, Any]", value)
+
+
+def _text(body: dict[str, Any], name: str) -> str:
+    if not isinstance(body[name], str):
+        raise TypeError(f"{name} is not text")
+    return body[name]
+
+
+def _count(body: dict[str, Any], name: str, *, least: int) -> int:
+    value = body[name]
+    if not isinstance(value, int) or isinstance(value, bool) or value < least:
+        raise TypeError(f"{name} is not a number of at least {least}")
+    return value
+
+
+def _recipe(body: dict[str, Any]) -> Recipe:
+    fields = _fields(body["recipe"])
+    for name in ("steps", "images_per_patient", "physical_batch"):
+        _count(fields, name, least=1)
+    return Recipe.from_dict(fields)
+
+
+def _spend(body: dict[str, Any]) -> dict[str, Any] | None:
+    """A spend statement; an infinite epsilon is null."""
+    if body["spend"] is None:
+        return None
+    spend = _fields(body["spend"])
+    epsilon = spend["epsilon"]
+    number = isinstance(epsilon, int | float) and not isinstance(epsilon, bool)
+    if epsilon is not None and (not number or epsilon < 0):
+        raise TypeError("epsilon is not a number of at least 0")
+    return spend

@@ -5,7 +5,9 @@ The only module that knows of Hydra and OmegaConf.
 
 from __future__ import annotations
 
+import contextlib
 import difflib
+import io
 import os
 import re
 import sys
@@ -15,6 +17,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import hydra
+from hydra._internal.utils import get_args_parser
 from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
@@ -51,7 +54,7 @@ def run(task: Callable[[Config], int], arguments: Sequence[str], *, program: str
         UsageError: for bad input.
     """
     codes: list[int] = []
-    refusals: list[UsageError] = []
+    errors: list[Exception] = []
 
     def job(composed: DictConfig) -> None:
         try:
@@ -60,15 +63,15 @@ def run(task: Callable[[Config], int], arguments: Sequence[str], *, program: str
             if state.mode is RunMode.MULTIRUN and config.run_dir is not None:
                 config.run_dir = config.run_dir / str(state.job.num)
             codes.append(task(config))
-        except UsageError as error:  # raised here, Hydra would print lines of its own
-            refusals.append(error)
+        except Exception as error:  # raised here, it would look like one of Hydra's
+            errors.append(error)
 
     decorate = hydra.main(config_path="pkg://configs", config_name="config", version_base="1.3")
     saved, full_error = sys.argv, os.environ.get("HYDRA_FULL_ERROR")
     os.environ["HYDRA_FULL_ERROR"] = "1"
     try:
         with tempfile.TemporaryDirectory() as sweep_dir:  # where Hydra leaves multirun.yaml
-            sys.argv = [program, *arguments, f"hydra.sweep.dir={sweep_dir}"]
+            sys.argv = [program, *_in_order(arguments, f"hydra.sweep.dir={sweep_dir}")]
             cast("Callable[[], None]", decorate(job))()
     except (HydraException, OmegaConfBaseException, ValueError) as error:
         raise _usage_error(error) from error
@@ -76,9 +79,29 @@ def run(task: Callable[[Config], int], arguments: Sequence[str], *, program: str
         sys.argv = saved
         if full_error is None:
             del os.environ["HYDRA_FULL_ERROR"]
-    if refusals:
-        raise refusals[0]
+    if errors:
+        raise errors[0]
     return max(codes, default=0)
+
+
+def _in_order(arguments: Sequence[str], *more: str) -> list[str]:
+    """Overrides before flags, as argparse wants them; flags are checked.
+
+    Raises:
+        UsageError: for an unknown flag, in one line and not in argparse's.
+    """
+    overrides = [word for word in arguments if word[:1] != "-" and ("=" in word or word[0] == "~")]
+    flags = [word for word in arguments if word not in overrides]
+    ordered = [*overrides, *more, *flags]
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(said), contextlib.redirect_stdout(said):
+            get_args_parser().parse_args(ordered)
+    except SystemExit as end:
+        if end.code:
+            complaint = said.getvalue().rpartition("error: ")[2].strip()
+            raise UsageError(f"{complaint}; see fedward simulate --help") from None
+    return ordered
 
 
 def to_dict(config: Config) -> dict[str, Any]:

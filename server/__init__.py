@@ -1,0 +1,1 @@
+"""The side that never sees a patient: recipe, rounds, aggregation, checkpoints."""

@@ -64,7 +64,7 @@ def latest_checkpoint(folder: Path) -> Checkpoint | None:
     try:
         with safe_open(str(paths[-1]), framework="numpy") as file:
             state = json.loads((file.metadata() or {})["fedward"])
-            weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            weights = {name: file.get_tensor(name) for name in file.keys()}
     except (SafetensorError, KeyError, ValueError) as error:
         raise UsageError(f"{paths[-1]}: not a checkpoint ({error})") from error
     return Checkpoint(

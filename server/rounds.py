@@ -9,14 +9,22 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from flwr.app import Message, MessageType
 from flwr.serverapp import Grid
 
 from common import wire
 from common.config import Config
 from common.errors import RunFailed
-from common.messages import Reason, Recipe, SiteDescription, Status, TrainReply, TrainRequest
-from common.messages import Weights
+from common.messages import (
+    Reason,
+    Recipe,
+    SiteDescription,
+    Status,
+    TrainReply,
+    TrainRequest,
+    Weights,
+)
 from server.checkpoint import Checkpoint, save_checkpoint
 from server.recipe import plan
 from server.strategy import aggregate, build
@@ -100,7 +108,7 @@ def run(grid: Grid, start: Start) -> Outcome:
             break
         began = time.monotonic()
         number = checkpoint.round + 1
-        answers = _ask(grid, start, checkpoint, recipe, asked)
+        answers = _ask(_Asked(grid=grid, start=start, sites=sites, nodes=asked), checkpoint, recipe)
         trained = {n: a.message for n, a in answers.items() if a.message is not None}
         gone |= {n for n, a in answers.items() if a.reply.reason is Reason.budget_exceeded}
         if not trained and not gone >= set(asked):
@@ -137,10 +145,12 @@ def _roster(grid: Grid, start: Start) -> dict[str, tuple[int, SiteDescription]]:
     content = wire.describe_content()
     messages = [wire.message(content, node=node, kind=wire.DESCRIBE) for node in nodes]
     roster: dict[str, tuple[int, SiteDescription]] = {}
-    for reply in _collect(grid, messages, start.config.federation.timeout_seconds):
-        if not reply.has_error():
+    for node, reply in _collect(grid, messages, start.config.federation.timeout_seconds):
+        try:
             description = wire.read_description(reply.content)
-            roster[description.site] = (reply.metadata.src_node_id, description)
+        except ValueError:  # an error instead of content, or content of another schema
+            continue
+        roster[description.site] = (node, description)
     if len(roster) < expected:
         raise RunFailed(f"{len(roster)} of {expected} sites answered when the run began")
     return roster
@@ -155,9 +165,16 @@ def _wait_for_nodes(grid: Grid, expected: int, timeout: float) -> list[int]:
     return nodes
 
 
-def _ask(
-    grid: Grid, start: Start, checkpoint: Checkpoint, recipe: Recipe, nodes: Mapping[str, int]
-) -> dict[str, _Answer]:
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Asked:
+    grid: Grid
+    start: Start
+    sites: Mapping[str, SiteDescription]
+    nodes: Mapping[str, int]
+
+
+def _ask(asked: _Asked, checkpoint: Checkpoint, recipe: Recipe) -> dict[str, _Answer]:
+    start, nodes = asked.start, asked.nodes
     request = TrainRequest(
         run_id=checkpoint.run_id,
         round=checkpoint.round + 1,
@@ -171,43 +188,70 @@ def _ask(
         wire.message(content, node=nodes[name], kind=MessageType.TRAIN) for name in sorted(nodes)
     ]
     answers: dict[str, _Answer] = {}
-    for message in _collect(grid, messages, start.config.federation.timeout_seconds):
-        name = names[message.metadata.src_node_id]
-        answers[name] = _read_answer(name, message)
+    for node, message in _collect(asked.grid, messages, start.config.federation.timeout_seconds):
+        name = names[node]
+        if message.has_error():
+            # Flower itself answers for a node that is gone.
+            from_site = message.metadata.src_node_id == node
+            answer = _failed(name, Reason.internal_error if from_site else Reason.no_reply)
+        else:
+            answer = _read_answer(asked.sites[name], request, message)
+        answers[name] = answer
         start.observe(
-            {"event": "site", "round": request.round, "site": name, **_record(answers[name].reply)}
+            {"event": "site", "round": request.round, "site": name, **_record(answer.reply)}
         )
     for name in nodes:
         answers.setdefault(name, _failed(name, Reason.no_reply))
     return answers
 
 
-def _read_answer(name: str, message: Message) -> _Answer:
-    if message.has_error():
-        return _failed(name, Reason.internal_error)
+def _read_answer(site: SiteDescription, request: TrainRequest, message: Message) -> _Answer:
     try:
         reply = wire.read_reply(message.content)
+        _check_reply(reply, site, request)
     except ValueError:
-        return _failed(name, Reason.bad_request)
-    if reply.site != name:
-        return _failed(name, Reason.bad_request)
-    return _Answer(reply=reply, message=message if reply.status is Status.trained else None)
+        return _failed(site.site, Reason.bad_request)
+    if reply.status is not Status.trained:
+        return _Answer(reply=reply)
+    # Only what was checked reaches the strategy, not what else the message carried.
+    message.content = wire.reply_content(reply)
+    return _Answer(reply=reply, message=message)
+
+
+def _check_reply(reply: TrainReply, site: SiteDescription, request: TrainRequest) -> None:
+    """Refuse a reply that would poison the average.
+
+    Raises:
+        ValueError: if it is another site's, if the site's weight in the average is not its number
+            of patients, or if its weights are not finite values for the model that was sent.
+    """
+    if reply.site != site.site:
+        raise ValueError("the reply names another site")
+    if reply.weights is None:
+        return
+    if reply.num_patients != site.num_patients:
+        raise ValueError("the number of patients changed during the run")
+    shapes = {name: value.shape for name, value in request.weights.items()}
+    if {name: value.shape for name, value in reply.weights.items()} != shapes:
+        raise ValueError("weights of other names or shapes than the model's")
+    if not all(np.isfinite(value).all() for value in reply.weights.values()):
+        raise ValueError("weights are not finite")
 
 
 def _failed(name: str, reason: Reason) -> _Answer:
-    return _Answer(
-        reply=TrainReply(site=name, status=Status.failed, num_patients=0, reason=reason)
-    )
+    return _Answer(reply=TrainReply(site=name, status=Status.failed, num_patients=0, reason=reason))
 
 
-def _collect(grid: Grid, messages: list[Message], timeout: float) -> Iterable[Message]:
-    """Replies as they arrive, until all are there or the time is over."""
-    waiting = set(grid.push_messages(messages))
+def _collect(grid: Grid, messages: list[Message], timeout: float) -> Iterable[tuple[int, Message]]:
+    """Replies as they arrive with the node that was asked, until all are there or time is over."""
+    waiting = {number for number in grid.push_messages(messages) if number}
+    nodes = {message.metadata.message_id: message.metadata.dst_node_id for message in messages}
     deadline = time.monotonic() + timeout
     while waiting and time.monotonic() < deadline:
         for reply in grid.pull_messages(waiting):
-            waiting.discard(reply.metadata.reply_to_message_id)
-            yield reply
+            number = reply.metadata.reply_to_message_id
+            waiting.discard(number)
+            yield nodes[number], reply
         if waiting:
             time.sleep(_POLL_SECONDS)
 
@@ -229,7 +273,7 @@ def _site_records(
     for name in gone - set(records):
         records[name] = last[name]
     for name, record in records.items():
-        if record["epsilon"] is None and record["status"] == Status.failed and name in last:
+        if name in answers and answers[name].reply.spend is None and name in last:
             record["epsilon"] = last[name]["epsilon"]
     return dict(sorted(records.items()))
 

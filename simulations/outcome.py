@@ -48,9 +48,7 @@ def conclude(
     }
     result["privacy"] = _privacy(hospitals, sites, outcome.recipe)
     provenance = {key: result[key] for key in ("schema", "created", "title", "study", "privacy")}
-    write_atomically(
-        run_dir.weights, save(weights, metadata={"fedward": json.dumps(provenance)})
-    )
+    write_atomically(run_dir.weights, save(weights, metadata={"fedward": json.dumps(provenance)}))
     _write(result, run_dir)
     return result
 

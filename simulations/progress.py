@@ -137,7 +137,9 @@ class Progress:
         if not self._seconds or left <= 0:
             return ""
         seconds = left * sum(self._seconds) / len(self._seconds)
-        return f"about {seconds:.0f} s left" if seconds < 90 else f"about {seconds / 60:.0f} min left"
+        return (
+            f"about {seconds:.0f} s left" if seconds < 90 else f"about {seconds / 60:.0f} min left"
+        )
 
     def _line(self, text: str) -> None:
         if self._live is None:

@@ -59,9 +59,7 @@ def simulate(config: Config) -> int:
     if code == EXIT_USAGE:
         raise UsageError(message)
     if code == EXIT_INTERRUPTED:
-        print(
-            f"Interrupted. Go on with: fedward simulate resume={run_dir.path}", file=sys.stderr
-        )
+        print(f"Interrupted. Go on with: fedward simulate resume={run_dir.path}", file=sys.stderr)
     elif code:
         print(f"Error: {message} (see {run_dir.log})", file=sys.stderr)
     return code
@@ -73,7 +71,7 @@ def _open_run(config: Config) -> tuple[RunDir, Config, bool]:
         if not run_dir.config.is_file():
             raise UsageError(f"resume={config.resume}: not the folder of a run")
         return run_dir, configs.read_yaml(run_dir.config), False
-    stamp = datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
+    stamp = datetime.now().astimezone().strftime("%Y-%m-%d_%H-%M-%S")
     path = (config.run_dir or _unused(Path("runs") / f"{stamp}_{config.title}")).absolute()
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
         raise UsageError(f"run_dir={path}: not empty; choose another, or resume={path}")

@@ -97,7 +97,7 @@ def _file_names(shares: dict[str, tuple[Record, ...]]) -> dict[str, str]:
 
 
 def _check_site_budgets(config: Config, sites: tuple[str, ...]) -> None:
-    unknown = sorted(set(config.privacy.site_budgets) - set(sites))
+    unknown = sorted(set(config.privacy.caps()) - set(sites))
     if unknown:
         raise UsageError(
             f"privacy.site_budgets.{unknown[0]}: no such site; there are {', '.join(sorted(sites))}"

@@ -1,0 +1,1 @@
+"""A study becomes a cohort: images, labels and whose they are."""

@@ -77,7 +77,9 @@ class _Window:
                 return (values - np.float32(self._center)) / np.float32(self._width) + 0.5
             case _:
                 steps = (values - np.float32(self._center)) / np.float32(self._width)
-                return 0.5 * (1 + np.tanh(2 * steps))  # 1 / (1 + exp(-4 x)), without overflow
+                return np.float32(0.5) * (
+                    1 + np.tanh(2 * steps)
+                )  # 1 / (1 + exp(-4 x)), without overflow
 
 
 def _check_header(dataset: Dataset) -> bool:

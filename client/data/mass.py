@@ -105,9 +105,7 @@ def _polar_grid(
     return np.hypot(y, x), np.arctan2(y, x)
 
 
-def _outline(
-    mass: Mass, angle: npt.NDArray[np.float64], squeeze: float
-) -> npt.NDArray[np.float64]:
+def _outline(mass: Mass, angle: npt.NDArray[np.float64], squeeze: float) -> npt.NDArray[np.float64]:
     """Distance of the margin from the centre in each direction, in mm."""
     ratio = mass.elongation * squeeze
     oval = 1 / np.sqrt(ratio * np.cos(angle) ** 2 + np.sin(angle) ** 2 / ratio)

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import csv
 import json
-import os
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -35,7 +34,7 @@ from common.errors import DataError
 _TABLE = "metadata.csv"
 _MARKER = "phantoms.json"
 _VERSION = 1  # changes with the drawing, so that old folders are not taken for new ones
-_COLUMNS = (
+_COLUMNS: tuple[str, ...] = (
     "file",
     "patient_id",
     "malignant",
@@ -86,13 +85,14 @@ def write_phantoms(config: PhantomConfig, root: Path, *, num_sites: int) -> None
         root.parent.mkdir(parents=True, exist_ok=True)
         unfinished = Path(tempfile.mkdtemp(prefix=f".{root.name}-", dir=root.parent))
     except OSError as error:
-        kind = type(error).__name__
-        raise DataError(f"phantoms: cannot write to {root.parent} ({kind})") from None
+        raise DataError(f"phantoms: cannot write to {root.parent} ({error.strerror})") from None
     try:
         _write_study(config, unfinished, num_sites)
         (unfinished / _MARKER).write_text(recipe + "\n")
         unfinished.chmod(0o755)  # mkdtemp keeps others out, but no person is in these images
         _move(unfinished, root, recipe)
+    except OSError as error:
+        raise DataError(f"phantoms: cannot write to {root.parent} ({error.strerror})") from None
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
 
@@ -151,7 +151,7 @@ def _subjects(config: PhantomConfig, num_sites: int) -> Iterator[_Subject]:
 def _write_study(config: PhantomConfig, root: Path, num_sites: int) -> None:
     scanners = {number: scanner_of(number, config.seed) for number in range(1, num_sites + 1)}
     with (root / _TABLE).open("w", encoding="utf-8", newline="") as file:
-        writer = csv.DictWriter(file, _COLUMNS, lineterminator=os.linesep)
+        writer = csv.DictWriter(file, _COLUMNS, lineterminator="\n")
         writer.writeheader()
         for subject in _subjects(config, num_sites):
             folder = root / f"hospital-{subject.hospital}"
@@ -172,9 +172,7 @@ def _write_subject(
     num_images = 1 + int(generator.choice(4, p=_VIEW_SHARES))
     for index in range(num_images):
         view = ("CC", "MLO")[index % 2]
-        picture = draw_view(
-            generator, mass, density=density, size=size, field_mm=scanner.field_mm
-        )
+        picture = draw_view(generator, mass, density=density, size=size, field_mm=scanner.field_mm)
         dataset = _describe(subject, scanner, instance=index + 1)
         dataset.PatientAge = f"{age:03d}Y"
         _add_view(dataset, side=side, view=view, density=density)

@@ -1,0 +1,1 @@
+"""Differentially private training of one round at one site."""

@@ -1,4 +1,4 @@
-"""One round of local training: Poisson batches of patients, an optimiser, a fixed number of steps."""
+"""One round of local training: Poisson batches of patients, a fixed number of steps."""
 
 from __future__ import annotations
 
@@ -82,9 +82,7 @@ def _images_by_patient(cohort: Cohort) -> list[NDArray[np.int64]]:
     return [order[bounds[p] : bounds[p + 1]] for p in range(cohort.num_patients)]
 
 
-def _choose(
-    images: NDArray[np.int64], limit: int, rng: np.random.Generator
-) -> NDArray[np.int64]:
+def _choose(images: NDArray[np.int64], limit: int, rng: np.random.Generator) -> NDArray[np.int64]:
     return images if len(images) <= limit else rng.choice(images, size=limit, replace=False)
 
 

@@ -152,6 +152,10 @@ class Ledger:
                 self._store.append(1, self._row(Kind.opened, 1, _opening(cohort)))
         self._store.check_integrity()
         self._refresh()
+        if known is None:
+            # Another process may just have made the ledger and its head, and have gone on.
+            known = head.read(self._path, self._key.public_key)
+            self._refresh()
         check_head(self._replay, known)
         _check_cohort(self._replay, self._store, cohort)
         self._advance_head()

@@ -135,7 +135,7 @@ class LossDistribution:
         return moments
 
 
-def _mechanism(event: SampledEvent, direction: Direction) -> Any:  # noqa: ANN401 - untyped library
+def _mechanism(event: SampledEvent, direction: Direction) -> Any:
     adjacency = (
         privacy_loss_mechanism.AdjacencyType.REMOVE
         if direction == "remove"
@@ -194,7 +194,7 @@ def of_one(event: Event, direction: Direction, interval: float) -> LossDistribut
     """The loss of doing ``event``'s mechanism once (its count is ignored).
 
     Raises:
-        GridTooLargeError: The grid would need more than `MAX_GRID_POINTS` points.
+        GridTooLargeError: The grid would pass `MAX_GRID_POINTS`.
     """
     if isinstance(event, NonPrivateRelease):
         raise ValueError("a non-private release has no privacy loss distribution")
@@ -268,7 +268,7 @@ def refined(parts: Sequence[tuple[Event, int]], interval: float) -> float:
     points dominates a finer one, so that epsilon still never falls when something is added.
 
     Raises:
-        GridTooLargeError: Even the grid at ``interval`` would need more than `MAX_GRID_POINTS` points.
+        GridTooLargeError: Even the grid at ``interval`` would pass `MAX_GRID_POINTS`.
     """
     halvings = 0
     while True:
@@ -288,7 +288,7 @@ def compose(
     """The loss of doing each mechanism as often as its count says.
 
     Raises:
-        GridTooLargeError: The window of the transform would need more than `MAX_GRID_POINTS` points.
+        GridTooLargeError: The window of the transform would pass `MAX_GRID_POINTS`.
     """
     window = _window(parts, direction, interval)
     if window.size > MAX_GRID_POINTS:

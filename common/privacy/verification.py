@@ -69,6 +69,9 @@ def verify(
             with translated("be read"):
                 store.check_schema()
             replay.extend(store.rows_after(0))
+            if known is None:
+                known = head.read(path, replay.public_key)
+                replay.extend(store.rows_after(replay.length))
             if replay.length == 0:
                 raise LedgerError("the ledger is empty")
             check_head(replay, known)

@@ -3,6 +3,7 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
+from random import Random
 
 import pytest
 from hypothesis import given
@@ -64,11 +65,11 @@ def test_pooled_sites_differ_by_one_patient_and_one_positive_at_most(
 
 @given(studies(), st.integers(0, 2**32), st.randoms(use_true_random=False))
 def test_partition_depends_on_the_seed_and_not_on_the_order(
-    study: tuple[list[Record], int], seed: int, random: object
+    study: tuple[list[Record], int], seed: int, random: Random
 ) -> None:
     records, num_sites = study
     shuffled = list(records)
-    random.shuffle(shuffled)  # type: ignore[attr-defined]
+    random.shuffle(shuffled)
     assert partition(shuffled, num_sites=num_sites, seed=seed) == partition(
         records, num_sites=num_sites, seed=seed
     )
@@ -83,7 +84,9 @@ def test_another_seed_gives_another_partition() -> None:
 def test_natural_sites_keep_their_patients_and_names() -> None:
     records = [_record(row, f"p{row}", row % 2, site="AB"[row // 4 % 2]) for row in range(1, 33)]
     sites = partition(records, num_sites=2, seed=0)
-    assert {name: Counter(record.site for record in members) for name, members in sites.items()} == {
+    assert {
+        name: Counter(record.site for record in members) for name, members in sites.items()
+    } == {
         "A": Counter({"A": 16}),
         "B": Counter({"B": 16}),
     }
@@ -101,7 +104,9 @@ def test_records_without_a_site_are_pooled() -> None:
 
 
 def test_a_patient_at_two_hospitals_is_refused_without_being_named() -> None:
-    records = [_record(row, f"secret{row}", row % 2, site="AB"[row // 4 % 2]) for row in range(1, 33)]
+    records = [
+        _record(row, f"secret{row}", row % 2, site="AB"[row // 4 % 2]) for row in range(1, 33)
+    ]
     records[0] = replace(records[0], patient=records[20].patient, site="A")
     records[20] = replace(records[20], site="B")
     with pytest.raises(DataError, match=r"1 of 31 patients are at two hospitals") as error:
@@ -125,5 +130,7 @@ def test_a_site_without_one_of_the_classes_is_named(label: int, finding: str) ->
 
 def test_a_natural_site_without_positives_is_named() -> None:
     records = [_record(row, f"p{row}", int(row > 6), site="AB"[row > 6]) for row in range(1, 13)]
-    with pytest.raises(UsageError, match=r"A has no positive \(malignant\) case among its 6 images"):
+    with pytest.raises(
+        UsageError, match=r"A has no positive \(malignant\) case among its 6 images"
+    ):
         partition(records, num_sites=2, seed=0)

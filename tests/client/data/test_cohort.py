@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from random import Random
 
 import numpy as np
 import numpy.typing as npt
@@ -36,11 +37,11 @@ def _study(patients: list[int]) -> RowStudy:
 
 @given(st.lists(st.integers(0, 9), min_size=1, max_size=20), st.randoms(use_true_random=False))
 def test_images_labels_and_patients_belong_together_in_any_order(
-    patients: list[int], random: object
+    patients: list[int], random: Random
 ) -> None:
     study = _study(patients)
     shuffled = list(study.records)
-    random.shuffle(shuffled)  # type: ignore[attr-defined]
+    random.shuffle(shuffled)
     cohort = load_cohort(study, shuffled, image_size=8)
     assert cohort.images.dtype == np.float32
     assert cohort.labels.dtype == cohort.patients.dtype == np.int64

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import (
+    UID,
     DeflatedExplicitVRLittleEndian,
     ExplicitVRLittleEndian,
     RLELossless,
@@ -29,7 +30,7 @@ WriteDicom = Callable[..., Path]
 def write_dicom(tmp_path: Path) -> WriteDicom:
     """Writes ``_STORED`` with changed attributes (``None`` removes one)."""
 
-    def write(**attributes: object) -> Path:
+    def write(syntax: UID = ExplicitVRLittleEndian, **attributes: object) -> Path:
         dataset = Dataset()
         dataset.file_meta = FileMetaDataset()
         dataset.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
@@ -42,7 +43,6 @@ def write_dicom(tmp_path: Path) -> WriteDicom:
         dataset.BitsAllocated, dataset.BitsStored, dataset.HighBit = 16, 12, 11
         dataset.PixelRepresentation = 0
         dataset.PixelData = _STORED.tobytes()
-        syntax = attributes.pop("syntax", ExplicitVRLittleEndian)
         for keyword, value in attributes.items():
             if value is None:
                 delattr(dataset, keyword)

@@ -60,7 +60,7 @@ def test_the_content_decides_and_not_the_name(tmp_path: Path) -> None:
     ("array", "expected"),
     [
         (_RAMP, _RAMP / 255),
-        (_RAMP.astype(np.uint16) * 200, _RAMP * 200 / 65535),
+        (_RAMP.astype(np.uint16) * 200, _RAMP * 200.0 / 65535),
         (_RAMP > 100, (_RAMP > 100).astype(float)),
         (_RAMP / 255, _RAMP / 255),
         ((_RAMP / 255).astype(np.float16), _RAMP / 255),

@@ -55,23 +55,24 @@ def test_volumes_are_refused(tmp_path: Path, name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("offset", "form", "value", "message"),
+    ("patch", "message"),
     [
-        (40, "<8h", (2, 30000, 30000, 1, 1, 1, 1, 1), "says it has 30000 x 30000 pixels"),
-        (40, "<8h", (2, -6, 8, 1, 1, 1, 1, 1), "says it has 8 x -6 pixels"),
-        (40, "<8h", (2, 6000, 8000, 1, 1, 1, 1, 1), "cannot be decoded"),
-        (40, "<8h", (9, 6, 8, 1, 1, 1, 1, 1), "unsound NIfTI header"),
-        (108, "<f", (1e12,), "unsound NIfTI header"),
-        (108, "<f", (float("nan"),), "unsound NIfTI header"),
-        (70, "<h", (4242,), "cannot be decoded"),
-        (0, "<i", (7,), "is not a NIfTI-1 file"),
-        (344, "4s", (b"ni1\x00",), "half a pair"),
+        ((40, "<8h", (2, 30000, 30000, 1, 1, 1, 1, 1)), "says it has 30000 x 30000 pixels"),
+        ((40, "<8h", (2, -6, 8, 1, 1, 1, 1, 1)), "says it has 8 x -6 pixels"),
+        ((40, "<8h", (2, 6000, 8000, 1, 1, 1, 1, 1)), "cannot be decoded"),
+        ((40, "<8h", (9, 6, 8, 1, 1, 1, 1, 1)), "unsound NIfTI header"),
+        ((108, "<f", (1e12,)), "unsound NIfTI header"),
+        ((108, "<f", (float("nan"),)), "unsound NIfTI header"),
+        ((70, "<h", (4242,)), "cannot be decoded"),
+        ((0, "<i", (7,)), "is not a NIfTI-1 file"),
+        ((344, "4s", (b"ni1\x00",)), "half a pair"),
     ],
 )
 @pytest.mark.parametrize("compressed", [False, True])
-def test_unsound_headers(  # noqa: PLR0913 - the table of cases has five columns
-    tmp_path: Path, offset: int, form: str, value: tuple, message: str, compressed: bool
+def test_unsound_headers(
+    tmp_path: Path, patch: tuple[int, str, tuple[object, ...]], message: str, compressed: bool
 ) -> None:
+    offset, form, value = patch
     content = bytearray(_save(tmp_path / "sound.nii", _VALUES).read_bytes())
     struct.pack_into(form, content, offset, *value)
     path = tmp_path / ("secret.nii.gz" if compressed else "secret.nii")

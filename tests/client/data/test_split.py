@@ -53,9 +53,7 @@ def test_parts_are_everything_and_share_no_patient(
 
 
 @given(patients_of_both_classes, st.integers(0, 2**32))
-def test_parts_are_stratified_by_patient_label(
-    patients: list[tuple[int, int]], seed: int
-) -> None:
+def test_parts_are_stratified_by_patient_label(patients: list[tuple[int, int]], seed: int) -> None:
     records = _records(patients)
     split = _split(records, seed)
     for label in (0, 1):

@@ -191,9 +191,7 @@ def test_an_unreadable_image_is_named_by_its_row(write_study: WriteStudy) -> Non
 def _cbis() -> TableStudy:
     if not _CBIS.is_dir():
         pytest.skip("the CBIS-DDSM mass crops are not beside this repository")
-    columns = ColumnsConfig(
-        image="file", patient="patient_id", label="malignant", split="split"
-    )
+    columns = ColumnsConfig(image="file", patient="patient_id", label="malignant", split="split")
     return read_table(DataConfig(kind=StudyKind.table, name="cbis", root=_CBIS, columns=columns))
 
 

@@ -1,0 +1,140 @@
+"""The main job, as a user runs it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from safetensors.numpy import load_file
+
+from common.models import weights_sha256
+from common.privacy.accountants import build
+from common.privacy.events import PoissonGaussianSteps
+
+
+def epsilons(result: dict[str, Any], site: str) -> list[float]:
+    return [record["sites"][site]["epsilon"] for record in result["rounds"]]
+
+
+def test_a_run_leaves_what_it_promises(first_run):
+    assert first_run.code == 0, first_run.err
+    assert first_run.err == ""
+    result = first_run.result
+    assert result["state"] == "completed"
+    assert [record["round"] for record in result["rounds"]] == [1, 2, 3]
+    test = result["final"]["test"]
+    assert test["num_patients"] == 24
+    assert test["num_images"] >= 24
+    assert test["auroc_ci95"][0] <= test["auroc"] <= test["auroc_ci95"][1]
+    left = {path.name for path in first_run.run_dir.iterdir()}
+    assert left == {
+        "checkpoints", "config.yaml", "ledger", "log.txt", "phantoms", "report.html",
+        "result.json", "run_id", "weights.safetensors",
+    }  # fmt: skip
+    config = yaml.safe_load((first_run.run_dir / "config.yaml").read_text())
+    assert config["privacy"]["epsilon"] == result["config"]["privacy"]["epsilon"] == 8.0
+    weights = load_file(first_run.run_dir / "weights.safetensors")
+    assert weights_sha256(weights) == result["final"]["weights_sha256"]
+    assert "round 3/3" in first_run.out
+    assert str(first_run.run_dir / "report.html") in first_run.out
+
+
+def test_epsilon_counts_all_rounds_and_ends_at_the_target(first_run):
+    result = first_run.result
+    privacy = result["privacy"]
+    assert privacy["unit"] == "patient"
+    assert privacy["private"] is True
+    for site, spend in privacy["sites"].items():
+        grown = epsilons(result, site)
+        assert grown == sorted(grown)
+        assert len(set(grown)) == 3
+        assert 0.98 * 8 < grown[-1] <= 8
+        assert spend["epsilon"] == pytest.approx(grown[-1])
+        for rounds, epsilon in enumerate(grown, start=1):
+            done = PoissonGaussianSteps(
+                sampling_rate=privacy["sampling_rate"],
+                noise_multiplier=privacy["noise_multiplier"],
+                steps=rounds * privacy["steps_per_round"],
+            )
+            assert epsilon == pytest.approx(build("pld").epsilon([done], privacy["delta"]))
+    assert privacy["epsilon_federation"] == max(s["epsilon"] for s in privacy["sites"].values())
+
+
+def test_same_seed_same_weights_even_beside_packages_of_the_same_name(
+    first_run, simulate, small, tmp_path: Path
+):
+    for name in ("client", "common", "server", "simulations", "configs"):
+        stray = tmp_path / name
+        stray.mkdir()
+        (stray / "__init__.py").write_text("raise RuntimeError('a stray package was imported')")
+    again = simulate(*small, run_dir=tmp_path / "run", cwd=tmp_path)
+    assert again.code == 0, again.err
+    assert again.result["final"]["weights_sha256"] == first_run.result["final"]["weights_sha256"]
+    assert again.result["final"]["test"] == first_run.result["final"]["test"]
+
+
+def test_without_privacy_epsilon_is_null_not_a_number(first_run, simulate, small, tmp_path: Path):
+    run = simulate(*small, "privacy=none", run_dir=tmp_path / "run")
+    assert run.code == 0, run.err
+    privacy = run.result["privacy"]
+    assert privacy["private"] is False
+    assert privacy["epsilon_federation"] is None
+    assert all(site["epsilon"] is None for site in privacy["sites"].values())
+    assert all(e is None for site in privacy["sites"] for e in epsilons(run.result, site))
+    assert "NOT private" in run.out
+    assert run.result["final"]["weights_sha256"] != first_run.result["final"]["weights_sha256"]
+
+
+def test_a_site_past_its_cap_refuses_and_the_others_go_on(simulate, small, tmp_path: Path):
+    run = simulate(
+        *small,
+        "privacy.noise_multiplier=1.5",
+        "privacy.site_budgets=[hospital-1:2.0]",
+        run_dir=tmp_path / "run",
+    )
+    assert run.code == 0, run.err
+    result = run.result
+    assert result["state"] == "completed-with-missing-sites"
+    statuses = {
+        site: [record["sites"][site]["status"] for record in result["rounds"]]
+        for site in result["privacy"]["sites"]
+    }
+    assert statuses["hospital-1"][-1] == "refused"
+    assert statuses["hospital-2"] == statuses["hospital-3"] == ["trained"] * 3
+    last = result["rounds"][-1]["sites"]["hospital-1"]
+    assert last["reason"] == "budget_exceeded"
+    spends = result["privacy"]["sites"]
+    assert spends["hospital-1"]["epsilon"] <= spends["hospital-1"]["epsilon_budget"] == 2.0
+    assert spends["hospital-2"]["epsilon"] > 2.0
+    assert spends["hospital-2"]["epsilon_budget"] is None
+
+
+def test_real_crops_train(simulate, tmp_path: Path):
+    root = Path(__file__).parents[3] / "shared" / "data" / "cbis_ddsm_masses"
+    if not root.is_dir():
+        pytest.skip("the CBIS-DDSM crops are not beside this checkout")
+    run = simulate(
+        "experiment=cbis_masses",
+        f"data.root={root}",
+        "federation.num_sites=5",
+        "federation.rounds=2",
+        "federation.steps_per_round=1",
+        "privacy.sampling_rate=0.1",
+        "privacy.images_per_patient=1",
+        "model.patch_size=32",
+        "data.image_size=64",
+        run_dir=tmp_path / "run",
+    )
+    assert run.code == 0, run.err
+    result = run.result
+    test = result["final"]["test"]
+    assert (test["num_patients"], test["num_images"]) == (212, 402)
+    assert result["study"]["num_train_patients"] == 578
+    patients = [site["num_patients"] for site in result["privacy"]["sites"].values()]
+    assert sorted(patients) == [115, 115, 116, 116, 116]
+    for path in (run.run_dir / "result.json", run.run_dir / "log.txt", run.run_dir / "report.html"):
+        assert "P_0" not in path.read_text(), f"{path.name} names a patient"
+    assert "P_0" not in json.dumps(run.out)
