@@ -121,7 +121,7 @@ class PrivacyConfig:
     epsilon: float | None = 8.0
     noise_multiplier: float | None = None
     budget: float | None = None
-    site_budgets: dict[str, float] = field(default_factory=dict[str, float])
+    site_budgets: list[str] = field(default_factory=list[str])
     delta: float | None = None
     unit: Unit = Unit.patient
     accountant: AccountantName = AccountantName.pld

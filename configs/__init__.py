@@ -6,13 +6,14 @@ The only module that knows of Hydra and OmegaConf.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import difflib
 import io
 import os
 import re
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -63,6 +64,8 @@ def run(task: Callable[[Config], int], arguments: Sequence[str], *, program: str
             if state.mode is RunMode.MULTIRUN and config.run_dir is not None:
                 config.run_dir = config.run_dir / str(state.job.num)
             codes.append(task(config))
+        except OmegaConfBaseException as error:
+            errors.append(_usage_error(error))
         except Exception as error:  # raised here, it would look like one of Hydra's
             errors.append(error)
 
@@ -130,7 +133,25 @@ def read_yaml(path: Path) -> Config:
 
 
 def _to_config(composed: DictConfig) -> Config:
-    return cast("Config", OmegaConf.to_object(composed))
+    config = cast("Config", OmegaConf.to_object(composed))
+    for name in _unknown_names(config):  # added with "+", which Hydra lets pass
+        raise _no_such_setting(name)
+    return config
+
+
+def _unknown_names(group: Any, prefix: str = "") -> Iterator[str]:
+    known = {field.name for field in dataclasses.fields(group)}
+    for name, value in vars(group).items():
+        if name not in known:
+            yield prefix + name
+        elif dataclasses.is_dataclass(value):
+            yield from _unknown_names(value, f"{prefix}{name}.")
+
+
+def _no_such_setting(name: str) -> UsageError:
+    close = difflib.get_close_matches(name, _known_names("", to_dict(Config())), n=1)
+    hint = f"did you mean {close[0]}?" if close else "see fedward simulate --help"
+    return UsageError(f"{name}: no such setting; {hint}")
 
 
 def _plain(value: Any) -> Any:
@@ -153,10 +174,7 @@ def _usage_error(error: BaseException) -> UsageError:
     text = " ".join(str(error).split())
     unknown = re.search(r"Could not override '([^']+)'", text)
     if unknown:
-        name = unknown.group(1)
-        close = difflib.get_close_matches(name, _known_names("", to_dict(Config())), n=1)
-        hint = f"did you mean {close[0]}?" if close else "see fedward simulate --help"
-        return UsageError(f"{name}: no such setting; {hint}")
+        return _no_such_setting(unknown.group(1))
     choice = re.search(r"Could not find '([^']+)' Available options in '[^']+': (.*)", text)
     if choice:
         group, _, name = choice.group(1).rpartition("/")

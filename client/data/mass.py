@@ -54,13 +54,13 @@ def draw_mass(generator: np.random.Generator, *, malignant: bool) -> Mass:
     irregularity = min(0.05 * np.exp(0.4 * suspicion(1.5)), 0.15)
     phases = generator.uniform(0, 2 * np.pi, _NUM_HARMONICS)
     weights = generator.uniform(0.4, 1.0, _NUM_HARMONICS)
-    num_spicules = int(np.clip(round(6 + 5 * suspicion(1.8)), 0, _MAX_SPICULES))
-    radius = float(np.clip(generator.normal(8.5, 1.7), 5.0, 12.0))
+    num_spicules = int(np.clip(round(6 + 5 * suspicion(2.1)), 0, _MAX_SPICULES))
+    radius = float(np.clip(generator.normal(8.5, 1.6), 5.0, 12.0))
     return Mass(
         radius_mm=radius,
         elongation=float(generator.uniform(1.0, 1.5)),
         lobes=irregularity * weights * np.exp(1j * phases),
-        margin_mm=float(np.clip(1.3 * np.exp(0.5 * suspicion(1.6)), 0.4, 5.0)),
+        margin_mm=float(np.clip(1.3 * np.exp(0.5 * suspicion(1.9)), 0.4, 5.0)),
         contrast=float(np.clip(0.28 + 0.05 * suspicion(0.4), 0.10, 0.5)),
         spicule_angles=generator.uniform(0, 2 * np.pi, num_spicules),
         spicule_lengths_mm=generator.uniform(0.5, 1.3, num_spicules) * radius,
