@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import threading
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -99,6 +100,7 @@ class Site:
 
     def __init__(self, setup: SiteSetup) -> None:
         self._setup = setup
+        self._lock = threading.Lock()  # one model; and two trainings of a request are two noises
         self._trainee: Trainee | None = None
         self._frozen_sha256 = ""
 
@@ -108,8 +110,11 @@ class Site:
 
     def train(self, request: TrainRequest) -> TrainReply:
         """Train one round, or say by a code why not."""
+        if request.recipe.unit != self._setup.budget.unit.value:
+            # refused before the ledger is opened: a new one would be bound to this unit for ever
+            return self._refuse(request, Reason.bad_request, None)
         try:
-            with self._setup.open_ledger(Unit(request.recipe.unit)) as ledger:
+            with self._lock, self._setup.open_ledger(self._setup.budget.unit) as ledger:
                 try:
                     return self._train(request, ledger)
                 except Refusal as refusal:
@@ -126,9 +131,10 @@ class Site:
             budget=self._budget(request.recipe),
         )
         stored = self._reply_path(request)
+        lost = reservation.state is State.committed and not stored.is_file()
+        if lost or reservation.state is State.abandoned:
+            return self._refuse(request, Reason.bad_request, ledger)
         if not stored.is_file():
-            if reservation.state is State.committed:
-                return self._refuse(request, Reason.bad_request, ledger)
             self._train_and_store(request, trainee, stored)
         if reservation.state is State.reserved:
             ledger.commit(request.request_id)
@@ -236,6 +242,6 @@ def units(cohort: Cohort, unit: str) -> Cohort:
 def _read_weights(path: Path) -> dict[str, np.ndarray]:
     try:
         with safe_open(str(path), framework="numpy") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}
+            return {name: file.get_tensor(name) for name in list(file.keys())}
     except SafetensorError as error:
         raise LedgerError("the stored reply cannot be read") from error

@@ -77,6 +77,7 @@ class PhantomConfig:
         for name in ("num_train_per_site", "num_val", "num_test"):
             value = getattr(self, name)
             _require(value >= 2, f"data.phantom.{name}", value, "must be at least 2")
+        _require(self.seed >= 0, "data.phantom.seed", self.seed, "must be at least 0")
         _require(16 <= self.size <= 512, "data.phantom.size", self.size, "must be 16 to 512")
 
 
@@ -311,3 +312,6 @@ class Config:
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     training: TrainingConfig = field(default_factory=TrainingConfig)
     simulation: SimulationConfig = field(default_factory=SimulationConfig)
+
+    def __post_init__(self) -> None:
+        _require(self.seed >= 0, "seed", self.seed, "must be at least 0")

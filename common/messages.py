@@ -17,6 +17,8 @@ from numpy.typing import NDArray
 
 Weights = dict[str, NDArray[np.float32]]
 
+_KINDS: dict[str, tuple[type, ...]] = {"str": (str,), "int": (int,), "float": (int, float)}
+
 
 class Status(StrEnum):
     """How a site answered a training request."""
@@ -102,11 +104,19 @@ class Recipe:
         """The inverse of `to_dict`.
 
         Raises:
-            ValueError: if a field is missing, unknown or out of bounds.
+            ValueError: if a field is missing, unknown, of the wrong kind or out of bounds.
         """
         names = {item.name for item in fields(cls)}
         if set(values) != names:
             raise ValueError(f"recipe fields differ: {sorted(names ^ set(values))}")
+        wrong = [
+            item.name
+            for item in fields(cls)
+            if isinstance(values[item.name], bool)
+            or not isinstance(values[item.name], _KINDS[str(item.type)])
+        ]
+        if wrong:
+            raise ValueError(f"recipe fields of the wrong kind: {wrong}")
         return cls(**values)
 
 

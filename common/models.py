@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Generator, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, cast
 
 import numpy as np
 import timm
 import torch
 from safetensors import safe_open
-from torch import nn
+from torch import Tensor, nn
 
 from common.config import FinetuneConfig, FinetuneMode, ModelConfig
 from common.errors import UsageError
@@ -39,15 +40,15 @@ def build(
     for name in ("patch_size", "window_size"):
         if getattr(config, name) is not None:
             options[name] = getattr(config, name)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+    with _seeded(seed):
         try:
             model = timm.create_model(config.architecture, pretrained=False, **options)
         except (RuntimeError, TypeError, AssertionError, ValueError, KeyError) as error:
             raise UsageError(
                 f"model.architecture={config.architecture} cannot be built with {options}: {error}"
             ) from error
-    for name, module in model.named_modules():
+    modules = cast("Iterator[tuple[str, nn.Module]]", model.named_modules())
+    for name, module in modules:
         if isinstance(module, _BATCH_NORMS):
             raise UsageError(
                 f"model.architecture={config.architecture}: layer {name} is a BatchNorm, which "
@@ -59,20 +60,35 @@ def build(
     return model
 
 
+@contextmanager
+def _seeded(seed: int) -> Generator[None]:
+    """Draws of torch inside depend on ``seed``, those after it do not."""
+    state = torch.get_rng_state()
+    torch.default_generator.manual_seed(seed)
+    try:
+        yield
+    finally:
+        torch.set_rng_state(state)
+
+
 def _load_public_weights(model: nn.Module, config: ModelConfig) -> None:
     path = config.weights
     assert path is not None
     if not path.is_file():
         raise UsageError(f"model.weights={path}: no such file")
-    state = model.state_dict()
+    state = cast("dict[str, Tensor]", model.state_dict())
     try:
-        with safe_open(str(path), framework="pt") as file:
-            loaded = {name: file.get_tensor(name).float() for name in file.keys()}
+        with cast("Any", safe_open(str(path), framework="pt")) as file:
+            loaded = {
+                str(name): cast("Tensor", file.get_tensor(name)).float()
+                for name in cast("list[str]", file.keys())
+            }
     except Exception as error:
         raise UsageError(f"model.weights={path}: not a safetensors file ({error})") from error
-    head = {name for name, _ in _head(model).named_parameters()}
+    heads = set(_head(model).parameters())
+    head = {name for name, parameter in model.named_parameters() if parameter in heads}
     fits = {k: v for k, v in loaded.items() if k in state and state[k].shape == v.shape}
-    missing = [k for k in state if k not in fits and k.rsplit(".", 1)[-1] not in head]
+    missing = [k for k in state if k not in fits and k not in head]
     if missing:
         raise UsageError(
             f"model.weights={path}: {len(missing)} tensors are missing or of another shape, "
@@ -82,7 +98,7 @@ def _load_public_weights(model: nn.Module, config: ModelConfig) -> None:
 
 
 def _head(model: nn.Module) -> nn.Module:
-    return model.get_classifier()  # pyright: ignore[reportCallIssue, reportReturnType]
+    return cast("nn.Module", cast("Any", model).get_classifier())
 
 
 def _mark_trainable(model: nn.Module, finetune: FinetuneConfig) -> None:
@@ -119,7 +135,7 @@ def load_trainable_weights(model: nn.Module, weights: Mapping[str, np.ndarray[An
         if not np.isfinite(value).all():
             raise ValueError(f"{name}: not finite")
         with torch.no_grad():
-            parameter.copy_(torch.from_numpy(np.array(value, dtype=np.float32)))
+            parameter.copy_(torch.as_tensor(np.array(value, dtype=np.float32)))
 
 
 def frozen_sha256(model: nn.Module) -> str:

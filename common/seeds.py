@@ -20,7 +20,12 @@ def derive_seed(seed: int, *parts: str | int) -> int:
     True
     >>> derive_seed(1, "hospital-1", 2, "noise") == derive_seed(1, "hospital-2", 2, "noise")
     False
+
+    Raises:
+        ValueError: if a part holds the character that separates parts.
     """
+    if any("\x1f" in part for part in parts if isinstance(part, str)):
+        raise ValueError("parts: must not hold the unit separator (\\x1f)")
     text = "\x1f".join([str(seed), *(f"{type(part).__name__}:{part}" for part in parts)])
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1
 

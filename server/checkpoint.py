@@ -64,12 +64,13 @@ def latest_checkpoint(folder: Path) -> Checkpoint | None:
     try:
         with safe_open(str(paths[-1]), framework="numpy") as file:
             state = json.loads((file.metadata() or {})["fedward"])
-            weights = {name: file.get_tensor(name) for name in file.keys()}
-    except (SafetensorError, KeyError, ValueError) as error:
-        raise UsageError(f"{paths[-1]}: not a checkpoint ({error})") from error
-    return Checkpoint(
-        run_id=state["run_id"],
-        round=state["round"],
-        weights=weights,
-        history=tuple(state["history"]),
-    )
+            weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        return Checkpoint(
+            run_id=state["run_id"],
+            round=state["round"],
+            weights=weights,
+            history=tuple(state["history"]),
+        )
+    except (SafetensorError, KeyError, TypeError, ValueError) as error:
+        text = " ".join(str(error).split())
+        raise UsageError(f"{paths[-1]}: not a checkpoint ({text})") from error

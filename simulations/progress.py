@@ -13,16 +13,17 @@ from rich.table import Table
 from rich.text import Text
 
 from common.config import Config
+from common.messages import Reason
 from simulations.run_dir import RunDir
 
 
 class Progress:
-    """Shows events of a run as they come."""
+    """Shows events of a run as they come, on ``console`` (by default standard output)."""
 
-    def __init__(self, config: Config, run_dir: RunDir) -> None:
+    def __init__(self, config: Config, run_dir: RunDir, console: Console | None = None) -> None:
         self._config = config
         self._run_dir = run_dir
-        self._console = Console()
+        self._console = console or Console()
         self._live: Live | None = None
         self._sites: dict[str, dict[str, Any]] = {}
         self._stage = "starting"
@@ -68,7 +69,12 @@ class Progress:
         self._stage = "training"
         self._round_began = time.monotonic()
         for name, num_patients in event["sites"].items():
-            self._sites[name] = {"num_patients": num_patients, "epsilon": None, "status": "waiting"}
+            self._sites[name] = {
+                "num_patients": num_patients,
+                "epsilon": None,
+                "status": "waiting",
+                "reason": None,
+            }
         recipe = event["recipe"]
         noise = f"noise multiplier {recipe['noise_multiplier']:.3g}, delta {recipe['delta']:.1e}"
         self._line(
@@ -80,6 +86,8 @@ class Progress:
         self._sites[event["site"]] |= {k: event[k] for k in ("epsilon", "status", "reason")}
 
     def _finish_round(self, event: dict[str, Any]) -> None:
+        for name, record in event["sites"].items():
+            self._sites[name] |= record
         self._seconds.append(event["seconds"])
         evaluation = event["evaluation"]
         self._auroc = evaluation["auroc"] if evaluation else self._auroc
@@ -94,8 +102,8 @@ class Progress:
             f"{sites}  {self._time_left()}"
         )
         for site in self._sites.values():
-            if site["status"] == "trained":
-                site["status"] = "waiting"
+            if site["reason"] != Reason.budget_exceeded:  # all others are asked again
+                site |= {"status": "waiting", "reason": None}
 
     def _done(self, result: dict[str, Any]) -> None:
         self._stage = "done"
@@ -143,11 +151,11 @@ class Progress:
 
     def _line(self, text: str) -> None:
         if self._live is None:
-            print(text, flush=True)
+            print(text, file=self._console.file, flush=True)
 
     def _say(self, text: str) -> None:
         if self._live is None:
-            print(text, flush=True)
+            print(text, file=self._console.file, flush=True)
         else:
             self._console.print(text, highlight=False, soft_wrap=True)
 

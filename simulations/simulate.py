@@ -6,15 +6,17 @@ Ray stays behind whatever happens, and so that this process can show progress un
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
+import re
 import secrets
 import shutil
 import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
@@ -52,11 +54,12 @@ def simulate(config: Config) -> int:
         if state != "failed":
             print(f"Nothing to do: {run_dir.path} has a result ({state}). {run_dir.report}")
             return 0
-    with _clean_up(run_dir):
+    stop_signals = {signal.SIGINT: _interrupt, signal.SIGTERM: _interrupt}
+    with _only_user(run_dir), _clean_up(run_dir), _signals(stop_signals):
         message, code = _run_child(run_dir, config)
-    if code == EXIT_USAGE and is_new:
-        shutil.rmtree(run_dir.path)
     if code == EXIT_USAGE:
+        if is_new:
+            shutil.rmtree(run_dir.path)
         raise UsageError(message)
     if code == EXIT_INTERRUPTED:
         print(f"Interrupted. Go on with: fedward simulate resume={run_dir.path}", file=sys.stderr)
@@ -72,7 +75,8 @@ def _open_run(config: Config) -> tuple[RunDir, Config, bool]:
             raise UsageError(f"resume={config.resume}: not the folder of a run")
         return run_dir, configs.read_yaml(run_dir.config), False
     stamp = datetime.now().astimezone().strftime("%Y-%m-%d_%H-%M-%S")
-    path = (config.run_dir or _unused(Path("runs") / f"{stamp}_{config.title}")).absolute()
+    name = re.sub(r"[^A-Za-z0-9._-]+", "-", f"{stamp}_{config.title}")
+    path = (config.run_dir or _unused(Path("runs") / name)).absolute()
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
         raise UsageError(f"run_dir={path}: not empty; choose another, or resume={path}")
     if config.data.root is not None and not config.data.root.is_dir():
@@ -97,6 +101,17 @@ def _unused(path: Path) -> Path:
         number += 1
         candidate = path.with_name(f"{path.name}_{number}")
     return candidate
+
+
+@contextmanager
+def _only_user(run_dir: RunDir) -> Iterator[None]:
+    """Two commands in one folder would train on each other's leftovers."""
+    with run_dir.run_id.open("rb") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise UsageError(f"run_dir={run_dir.path}: in use by another command") from error
+        yield
 
 
 @contextmanager
@@ -148,15 +163,22 @@ def _follow(
     except KeyboardInterrupt:
         return "interrupted", EXIT_INTERRUPTED
     finally:
-        with _uninterrupted():
+        # A second Ctrl-C must not leave half of the processes behind.
+        with _signals({signal.SIGINT: signal.SIG_IGN, signal.SIGTERM: signal.SIG_IGN}):
             end_descendants()
 
 
+def _interrupt(number: int, frame: object) -> None:
+    """Ctrl-C, and SIGTERM from a scheduler, end a run in the same orderly way."""
+    del number, frame
+    raise KeyboardInterrupt
+
+
 @contextmanager
-def _uninterrupted() -> Iterator[None]:
-    """A second Ctrl-C must not leave half of the processes behind."""
-    previous = signal.signal(signal.SIGINT, signal.SIG_IGN)
+def _signals(handlers: Mapping[signal.Signals, Any]) -> Iterator[None]:
+    previous = {number: signal.signal(number, handler) for number, handler in handlers.items()}
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, previous)
+        for number, handler in previous.items():
+            signal.signal(number, handler)

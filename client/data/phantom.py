@@ -3,6 +3,10 @@
 No person is in them, which makes them public. They are drawn by `client.data.mass`, exposed by the
 scanner of their hospital and stored as Digital Mammography X-Ray Images (For Presentation), beside
 a ``metadata.csv`` that makes them an ordinary table study.
+
+How hard the default study is (three hospitals, scores averaged over a phantom's images): a linear
+probe of 16 x 16 pixels reaches a test AUROC of 0.81 to 0.84; ViT-Tiny at 64 px from random weights,
+centralized and without privacy (AdamW 3e-4, batches of 32, flips), 0.91 after 9 epochs.
 """
 
 from __future__ import annotations

@@ -46,13 +46,19 @@ class Study(Protocol):
     """Records, and a way to read them."""
 
     @property
-    def name(self) -> str: ...
+    def name(self) -> str:
+        """What the study is called."""
+        ...
 
     @property
-    def records(self) -> tuple[Record, ...]: ...
+    def records(self) -> tuple[Record, ...]:
+        """All records, in row order."""
+        ...
 
     @property
-    def num_classes(self) -> int: ...
+    def num_classes(self) -> int:
+        """How many values a label may take."""
+        ...
 
     def read(self, record: Record) -> npt.NDArray[np.float32]:
         """Returns the image of ``record`` as (H, W) in [0, 1].

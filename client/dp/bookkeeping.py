@@ -15,12 +15,16 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol, cast
 
 import torch
-from timm.layers import LayerScale
+from timm.layers.layer_scale import LayerScale
+from timm.layers.norm import LayerNorm
 from torch import Tensor, nn
 from torch.nn import functional
 
 from client.dp.patients import PatientBatch
 from common.errors import UsageError
+
+# Squared rounding error of a sum of products, as a part of the squared sum of their sizes.
+_ROUNDING = 4 * torch.finfo(torch.float32).eps
 
 
 class Tape(Protocol):
@@ -62,6 +66,10 @@ class ProductTape:
 
         With T positions of a patient, the Gram matrices of inputs and outputs cost T^2 (p + d),
         the gradient itself T p d and its size in memory traffic: the cheaper is taken.
+
+        Positions can cancel almost entirely, and then what is left is rounding: read as the norm,
+        it would let a patient through unclipped. So the norm errs upwards by what rounding can
+        hide (for up to 400 positions less than 1e-4 of it).
         """
         a, g = self._joined()
         if batch.num_patients < len(a):
@@ -74,8 +82,10 @@ class ProductTape:
                 total += gram.sum(dim=(1, 2)).clamp_(min=0.0)
             else:
                 total += torch.bmm(g.transpose(1, 2), a).flatten(1).square().sum(1)
+            total += _ROUNDING * (a.norm(dim=2) * g.norm(dim=2)).sum(1).square()
         if self.bias is not None and self.bias.requires_grad:
             total += g.sum(1).square().sum(1)
+            total += _ROUNDING * g.norm(dim=2).sum(1).square()
         return total
 
     def weighted_sum(self, factors: Tensor) -> list[tuple[nn.Parameter, Tensor]]:
@@ -103,10 +113,13 @@ class DirectTape:
         self.gradients[parameter] = gradient if known is None else known + gradient
 
     def squared_norms(self, batch: PatientBatch) -> Tensor:
-        """See `Tape`."""
-        return torch.stack(
-            [batch.fold(g).flatten(1).square().sum(1) for g in self.gradients.values()]
-        ).sum(0)
+        """See `Tape`; errs upwards as `ProductTape` does, where images cancel."""
+        squares: list[Tensor] = []
+        for gradient in self.gradients.values():
+            each = gradient.flatten(1)
+            hidden = _ROUNDING * batch.fold(each.norm(dim=1)).square()
+            squares.append(batch.fold(each).square().sum(1) + hidden)
+        return torch.stack(squares).sum(0)
 
     def weighted_sum(self, factors: Tensor) -> list[tuple[nn.Parameter, Tensor]]:
         """See `Tape`."""
@@ -144,15 +157,21 @@ class Bookkeeper:
 
     def _attach(self, name: str, module: nn.Module, mine: dict[str, nn.Parameter]) -> None:
         match module:
-            case nn.Linear():
+            case nn.Linear() if _computes(module, nn.Linear):
                 self._replace(module, self._linear)
-            case nn.Conv2d() if module.groups == 1 and module.padding_mode == "zeros":
+            case nn.Conv2d() if (
+                _computes(module, nn.Conv2d)
+                and module.groups == 1
+                and module.padding_mode == "zeros"
+            ):
                 self._replace(module, self._conv2d)
-            case nn.LayerNorm():
+            case nn.LayerNorm() if _computes(module, nn.LayerNorm, LayerNorm):
                 self._replace(module, self._layer_norm)
-            case LayerScale():
+            case LayerScale() if _computes(module, LayerScale):
                 self._replace(module, self._layer_scale)
-            case _ if all(p.shape[:1] == (1,) for p in mine.values()):
+            case _ if not type(module).__module__.startswith("torch.nn.") and all(
+                p.dim() > 1 and len(p) == 1 for p in mine.values()
+            ):
                 self._tokens += [(module, key, p) for key, p in mine.items()]
             case _:
                 kind = type(module).__name__
@@ -202,7 +221,10 @@ class Bookkeeper:
         return x.reshape(self._num_images, -1, x.shape[-1])
 
     def _product_tape(self, module: nn.Linear | nn.Conv2d) -> ProductTape:
-        fresh = ProductTape(weight=module.weight, bias=module.bias)
+        weight, bias = module.weight, module.bias
+        fresh = ProductTape(
+            weight=cast("nn.Parameter", weight), bias=cast("nn.Parameter | None", bias)
+        )
         return cast("ProductTape", self._tapes.setdefault(module, fresh))
 
     def _linear(self, module: nn.Linear, x: Tensor) -> Tensor:
@@ -240,10 +262,11 @@ class Bookkeeper:
     ) -> Tensor:
         def keep(inputs: Tensor, outputs: Tensor) -> None:
             tape = cast("DirectTape", self._tapes.setdefault(module, DirectTape()))
+            by_image = (self._num_images, -1, *weight.shape)
             if weight.requires_grad:
-                tape.add(weight, self._positions(inputs * outputs).sum(1))
+                tape.add(weight, (inputs * outputs).reshape(by_image).sum(1))
             if bias is not None and bias.requires_grad:
-                tape.add(bias, self._positions(outputs).sum(1))
+                tape.add(bias, outputs.reshape(by_image).sum(1))
 
         return cast("Tensor", _Affine.apply(x, weight, bias, keep))
 
@@ -297,6 +320,11 @@ class _Affine(torch.autograd.Function):
         x, weight = ctx.saved_tensors
         ctx.keep(x, outputs[0])
         return (outputs[0] * weight if ctx.needs_input_grad[0] else None), None, None, None
+
+
+def _computes(module: nn.Module, *kinds: type[nn.Module]) -> bool:
+    """Whether ``module`` computes what one of ``kinds`` does; a subclass may do anything."""
+    return type(module).forward in {kind.forward for kind in kinds}
 
 
 def _padded(module: nn.Conv2d, x: Tensor) -> Tensor:

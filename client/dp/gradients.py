@@ -67,8 +67,10 @@ class PatientOptimizer(DPOptimizer):
         """Forget everything of the last step."""
         for parameter in self.params:
             parameter.grad = None
-            parameter.grad_sample = None
-            parameter.summed_grad = torch.zeros_like(parameter)
+            parameter.grad_sample = None  # pyright: ignore[reportAttributeAccessIssue]
+            parameter.summed_grad = (  # pyright: ignore[reportAttributeAccessIssue]
+                torch.zeros_like(parameter)
+            )
 
     def add(self, sums: Iterable[tuple[nn.Parameter, Tensor]]) -> None:
         """Add sums of clipped gradients."""
@@ -139,7 +141,7 @@ def check_engine(
     error; so a model is tried before it meets a patient.
 
     Raises:
-        UsageError: if a gradient or a norm differs by more than 0.1 %.
+        UsageError: if a gradient or a norm differs by more than 0.1 %, or the pass fails.
     """
     generator = torch.Generator().manual_seed(0)
     batch = PatientBatch(
@@ -150,7 +152,10 @@ def check_engine(
     )
     was_training = model.training
     model.eval()  # random layers would differ between the two passes
-    norms = backward(model, keeper, batch).detach()
+    try:
+        norms = backward(model, keeper, batch).detach()
+    except RuntimeError as error:  # shapes that the engine does not expect
+        raise UsageError(f"private training does not cover this model: {error}") from error
     tapes = keeper.tapes()
     keeper.forget()
     trainable = {name: p for name, p in model.named_parameters() if p.requires_grad}

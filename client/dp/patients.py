@@ -24,6 +24,12 @@ class PatientBatch:
     patients: Tensor
     num_patients: int
 
+    def __post_init__(self) -> None:
+        counts = torch.bincount(self.patients, minlength=self.num_patients)
+        whole = len(counts) == self.num_patients and bool((counts > 0).all())
+        if not whole or bool((self.patients.diff() < 0).any()):
+            raise ValueError("patients: must ascend, and each patient must have an image")
+
     def image_weights(self) -> Tensor:
         """(n,) one over the number of images of the same patient."""
         counts = torch.bincount(self.patients, minlength=self.num_patients)

@@ -47,7 +47,11 @@ def train_round(trainee: Trainee, cohort: Cohort, recipe: Recipe, seeds: RoundSe
     images_of = _images_by_patient(cohort)
     for _ in range(recipe.steps):
         drawn = np.flatnonzero(rng.random(cohort.num_patients) < recipe.sampling_rate)
-        chosen = [_choose(images_of[p], recipe.images_per_patient, rng) for p in drawn]
+        chosen = [
+            _choose(images_of[p], recipe.images_per_patient, rng)
+            for p in drawn
+            if len(images_of[p])
+        ]
         step.step(_batches(cohort, chosen, recipe.physical_batch))
 
 

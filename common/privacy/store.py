@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
+import time
 from collections.abc import Callable, Generator, Iterable
 from contextlib import contextmanager
 from pathlib import Path
@@ -68,13 +69,22 @@ class Store:
                 if read_only:
                     self._connection.execute("PRAGMA query_only = ON")
                 else:
-                    self._make_durable()
+                    self._make_durable(time.monotonic() + timeout_seconds)
         except BaseException:
             self._connection.close()
             raise
 
-    def _make_durable(self) -> None:
-        (mode,) = self._connection.execute("PRAGMA journal_mode = WAL").fetchone()
+    def _make_durable(self, deadline: float) -> None:
+        while True:
+            try:
+                (mode,) = self._connection.execute("PRAGMA journal_mode = WAL").fetchone()
+                break
+            except sqlite3.OperationalError as error:
+                # Entering WAL mode does not wait: two that open a new file would refuse each other.
+                busy = error.sqlite_errorcode & 0xFF == sqlite3.SQLITE_BUSY
+                if not busy or time.monotonic() > deadline:
+                    raise
+                time.sleep(0.005)
         if mode != "wal":
             raise LedgerError(f"the ledger's journal is {mode}, not WAL; nothing may be trained")
         self._connection.execute("PRAGMA synchronous = FULL")

@@ -382,7 +382,9 @@ def test_planted_markup_stays_text(result: Result) -> None:
 
 
 @given(text=st.text(min_size=1, max_size=30).filter(str.strip))
-@settings(max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 def test_no_text_can_change_the_elements(result: Result, text: str) -> None:
     harmless = Outline(render(plant(copy.deepcopy(result), "harmless")))
     planted = Outline(render(plant(copy.deepcopy(result), text)))

@@ -84,6 +84,18 @@ def test_a_spent_overlapping_cohort_refuses_for_all(book: LedgerBook) -> None:
         assert verify(path, public_key=KEY.public_key).ok
 
 
+def test_charges_are_given_back_when_the_cohort_itself_refuses(book: LedgerBook) -> None:
+    three = Budget(epsilon=BUDGET.spent([RELEASE] * 3), delta=1e-5)
+    with book.open(["a", "b"]) as both, book.open(["a"]) as first, book.open(["b"]) as second:
+        for ledger in (first, second):
+            ledger.reserve(request_id="r", events=[RELEASE], purpose="x", budget=three)
+        assert both.epsilon(1e-5) == TWO
+        with pytest.raises(BudgetExceeded):
+            both.reserve(request_id="r", events=[RELEASE] * 2, purpose="x", budget=three)
+        assert first.epsilon(1e-5) == second.epsilon(1e-5) == ONE
+        assert both.epsilon(1e-5) == TWO
+
+
 def test_images_count_as_patients_where_patients_are_counted(book: LedgerBook) -> None:
     by_image = Budget(epsilon=8.0, delta=1e-5, unit=Unit.image)
     by_patient = Budget(epsilon=8.0, delta=1e-5)

@@ -1,6 +1,9 @@
 from __future__ import annotations
 
 import sqlite3
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -67,3 +70,24 @@ def test_messages_name_no_path(tmp_path: Path) -> None:
     with pytest.raises(LedgerError) as error:
         Ledger.open(hidden, cohort="c", key=KEY)
     assert "phantom-1" not in str(error.value)
+
+
+OPEN_TOGETHER = """
+import sys, time
+from pathlib import Path
+from common.privacy.keys import SiteKey
+from common.privacy.ledger import Ledger
+start, folder = float(sys.argv[1]), Path(sys.argv[2])
+for i in range(60):
+    time.sleep(max(0.0, start + i * 0.02 - time.time()))
+    Ledger.open(folder / f"{i}.sqlite", cohort="c", key=SiteKey(bytes(range(32)))).close()
+"""
+
+
+def test_two_may_make_the_same_ledger_at_once(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", OPEN_TOGETHER, str(time.time() + 6), str(tmp_path)]
+    root = Path(__file__).parents[3]
+    both = [subprocess.Popen(command, cwd=root, stderr=subprocess.PIPE) for _ in range(2)]
+    for process in both:
+        _, errors = process.communicate()
+        assert process.returncode == 0, errors.decode()

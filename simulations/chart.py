@@ -1,0 +1,158 @@
+"""The figures of a run's page, as coordinates for plain SVG.
+
+The template draws them, not matplotlib: their colours then follow the page's light, dark and
+print styles, and their labels stay text.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from simulations.page import Page
+from simulations.wording import plain, round_up, site_names
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Line:
+    """One curve, or a horizontal reference; a point without a value interrupts it."""
+
+    label: str
+    points: tuple[tuple[float, float | None], ...]
+    reference: bool = False
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Chart:
+    """A figure over rounds in a box of 440 x 270 units; ``interval`` is (x, low, middle, high)."""
+
+    name: str
+    title: str
+    summary: str
+    y_label: str
+    lines: tuple[Line, ...]
+    x_ticks: tuple[tuple[float, str], ...]
+    y_ticks: tuple[float, ...]
+    x_range: tuple[float, float]
+    interval: tuple[float, float, float, float] | None = None
+
+    left, right, top, bottom = 46.0, 430.0, 12.0, 224.0
+
+    def x(self, value: float) -> float:
+        """Where ``value`` stands from left to right."""
+        low, high = self.x_range
+        return round(self.left + (value - low) / (high - low) * (self.right - self.left), 1)
+
+    def y(self, value: float) -> float:
+        """Where ``value`` stands from top to bottom."""
+        low, high = self.y_ticks[0], self.y_ticks[-1]
+        return round(self.bottom - (value - low) / (high - low) * (self.bottom - self.top), 1)
+
+    def path(self, line: Line) -> str:
+        """The curve as SVG path data."""
+        steps, pen = [], "M"
+        for x, y in line.points:
+            if y is None:
+                pen = "M"
+            else:
+                steps.append(f"{pen}{self.x(x)} {self.y(y)}")
+                pen = "L"
+        return " ".join(steps)
+
+
+def charts(page: Page) -> list[Chart]:
+    """AUROC and epsilon over rounds, each only where there is something to draw."""
+    drawn = (_auroc_chart(page), _epsilon_chart(page))
+    return [chart for chart in drawn if chart is not None]
+
+
+def _auroc_chart(page: Page) -> Chart | None:
+    curve = tuple(
+        (entry["round"], (entry.get("evaluation") or {}).get("auroc")) for entry in page.rounds
+    )
+    measured = [(number, value) for number, value in curve if value is not None]
+    if not measured and page.test is None:
+        return None
+    last = page.rounds_planned
+    x_ticks = _round_ticks(last)
+    shown, interval, words = [value for _, value in measured], None, []
+    if measured:
+        words.append(
+            f"Validation AUROC: {measured[0][1]:.2f} after round {measured[0][0]}, "
+            f"{measured[-1][1]:.2f} after round {measured[-1][0]}."
+        )
+    if page.test is not None:
+        low, high = page.test["auroc_ci95"]
+        interval = (last + 1.0, low, page.test["auroc"], high)
+        x_ticks = (*x_ticks, (last + 1.0, "test"))
+        shown.append(low)
+        words.append(f"Test AUROC: {page.test['auroc']:.2f}, interval {low:.2f} to {high:.2f}.")
+    floor = 4 if min(shown) >= 0.4 else 0
+    last_x = last + 0.5 + (interval is not None)
+    return Chart(
+        name="auroc",
+        title="How well the model tells malignant from benign",
+        summary=" ".join([*words, "Guessing gives 0.50."]),
+        y_label="AUROC",
+        lines=(
+            Line(label="validation, after each round", points=curve),
+            Line(label="guessing", points=((0.5, 0.5), (last_x, 0.5)), reference=True),
+        ),
+        x_ticks=x_ticks,
+        y_ticks=tuple(tenth / 10 for tenth in range(floor, 11, 1 if floor else 2)),
+        x_range=(0.5, last_x),
+        interval=interval,
+    )
+
+
+def _epsilon_chart(page: Page) -> Chart | None:
+    if page.epsilon is None or page.epsilon <= 0 or not page.rounds:
+        return None
+    curves: dict[tuple[tuple[float, float | None], ...], list[str]] = {}
+    budgets: dict[float, list[str]] = {}
+    for site in page.sites:
+        history = [((entry.get("sites") or {}).get(site.name) or {}) for entry in page.rounds]
+        numbers = [entry["round"] for entry in page.rounds]
+        spent = tuple((n, past.get("epsilon")) for n, past in zip(numbers, history, strict=True))
+        curves.setdefault(spent, []).append(site.name)
+        if site.epsilon_budget is not None:
+            budgets.setdefault(site.epsilon_budget, []).append(site.name)
+    last_x = page.rounds_planned + 0.5
+    references = [
+        Line(
+            label=f"budget {plain(budget)} ({site_names(names, len(page.sites))})",
+            points=((0.5, budget), (last_x, budget)),
+            reference=True,
+        )
+        for budget, names in budgets.items()
+    ]
+    lines = [
+        Line(label=site_names(names, len(page.sites)), points=points)
+        for points, names in curves.items()
+    ]
+    caps = f", budget {' and '.join(plain(budget) for budget in budgets)}" if budgets else ""
+    return Chart(
+        name="epsilon",
+        title="Privacy spent at each hospital",
+        summary=f"Largest epsilon after the last round: {round_up(page.epsilon)}{caps}.",
+        y_label="epsilon",
+        lines=(*lines, *references),
+        x_ticks=_round_ticks(page.rounds_planned),
+        y_ticks=_ticks(max(page.epsilon, *budgets)),
+        x_range=(0.5, last_x),
+    )
+
+
+def _ticks(high: float) -> tuple[float, ...]:
+    """Four to ten round numbers from 0 to at least ``high``."""
+    power = 10.0 ** math.floor(math.log10(high))
+    step = next(
+        power * size for size in (0.1, 0.2, 0.25, 0.5, 1, 2) if high <= 8 * power * size * 1.0001
+    )
+    return tuple(step * index for index in range(math.ceil(high / step - 1e-9) + 1))
+
+
+def _round_ticks(last: int) -> tuple[tuple[float, str], ...]:
+    """At most ten round numbers, the last one always."""
+    step = math.ceil(last / 10)
+    return tuple((float(number), str(number)) for number in range(last, 0, -step))[::-1]

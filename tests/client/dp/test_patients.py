@@ -1,0 +1,82 @@
+"""Batches of whole patients: every image is counted for its own patient, once."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from client.dp.patients import PatientBatch
+
+COUNTS = st.lists(st.integers(1, 4), min_size=1, max_size=6)
+
+
+def _batch(counts: list[int]) -> PatientBatch:
+    num_images = sum(counts)
+    return PatientBatch(
+        images=torch.arange(num_images, dtype=torch.float32).view(-1, 1, 1, 1),
+        labels=torch.arange(num_images) % 2,
+        patients=torch.repeat_interleave(torch.arange(len(counts)), torch.tensor(counts)),
+        num_patients=len(counts),
+    )
+
+
+@given(COUNTS)
+def test_each_patient_weighs_one(counts: list[int]) -> None:
+    batch = _batch(counts)
+    by_patient = batch.fold(batch.image_weights())
+    assert torch.allclose(by_patient, torch.ones(len(counts)))
+
+
+@given(COUNTS)
+def test_fold_is_the_sum_over_a_patients_images(counts: list[int]) -> None:
+    batch = _batch(counts)
+    values = torch.randn(sum(counts), 2, 3, generator=torch.Generator().manual_seed(1))
+    expected = [part.sum(0) for part in values.split(counts)]
+    assert torch.allclose(batch.fold(values), torch.stack(expected), atol=1e-6)
+
+
+@given(COUNTS, st.integers(1, 3))
+def test_gather_puts_images_side_by_side_and_pads_with_zeros(
+    counts: list[int], positions: int
+) -> None:
+    batch = _batch(counts)
+    values = 1 + torch.rand(sum(counts), positions, 2)
+    side = batch.gather(values)
+    assert side.shape == (len(counts), max(counts) * positions, 2)
+    for patient, part in enumerate(values.split(counts)):
+        own = part.flatten(0, 1)
+        assert torch.equal(side[patient, : len(own)], own)
+        assert not side[patient, len(own) :].any()
+
+
+@given(COUNTS, st.data())
+def test_only_keeps_whole_patients_and_renumbers(counts: list[int], data: st.DataObject) -> None:
+    keep = data.draw(st.lists(st.booleans(), min_size=len(counts), max_size=len(counts)))
+    keep[data.draw(st.integers(0, len(counts) - 1))] = True
+    batch = _batch(counts)
+    kept = batch.only(torch.tensor(keep))
+    images = [part for part, wanted in zip(batch.images.split(counts), keep, strict=True) if wanted]
+    assert torch.equal(kept.images, torch.cat(images))
+    assert torch.equal(kept.labels, kept.images.flatten().long() % 2)
+    assert kept.num_patients == sum(keep)
+    kept_counts = [count for count, wanted in zip(counts, keep, strict=True) if wanted]
+    assert torch.bincount(kept.patients).tolist() == kept_counts
+
+
+@pytest.mark.parametrize(
+    ("patients", "num_patients"),
+    [([0, 0], 2), ([1, 1], 2), ([0, 1, 0], 2), ([0, 2], 3), ([0, 1], 1)],
+)
+def test_a_batch_that_would_mix_patients_up_is_refused(
+    patients: list[int], num_patients: int
+) -> None:
+    num_images = len(patients)
+    with pytest.raises(ValueError, match="must ascend, and each patient must have an image"):
+        PatientBatch(
+            images=torch.zeros(num_images, 1, 1, 1),
+            labels=torch.zeros(num_images, dtype=torch.int64),
+            patients=torch.tensor(patients),
+            num_patients=num_patients,
+        )

@@ -1,0 +1,571 @@
+from __future__ import annotations
+
+import copy
+import hashlib
+import itertools
+import random
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from flwr.app import Array, ArrayRecord, Context, Message, MetricRecord, RecordDict
+from flwr.server.superlink.linkstate.utils import create_message_error_unavailable_res_message
+from flwr.serverapp import Grid
+from flwr.supercore.task_identity import TaskIdentity
+
+from client.app import build as build_client
+from common import wire
+from common.config import Config, FederationConfig, Mechanism, PrivacyConfig
+from common.errors import RunFailed
+from common.messages import (
+    Reason,
+    SiteDescription,
+    Status,
+    TrainReply,
+    TrainRequest,
+    Weights,
+)
+from server.checkpoint import Checkpoint, latest_checkpoint
+from server.rounds import EndState, Outcome, Start, run
+
+Node = Callable[[Message], Message | None]
+NAMES = ("site-1", "site-2", "site-3")
+
+
+@pytest.fixture(autouse=True)
+def server_identity(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Flower stamps every message with the identity of the process that makes it."""
+    for name in ("_run_id", "_node_id", "_task_id"):
+        monkeypatch.setattr(TaskIdentity, name, 1)
+
+
+class MemoryNetwork(Grid):
+    """Nodes in this process: one reply a pull, in an order of the test's choice."""
+
+    def __init__(self, nodes: dict[int, Node], *, shuffle: random.Random | None = None) -> None:
+        self.nodes = nodes
+        self.absent_polls = 0
+        self._shuffle = shuffle
+        self._numbers = itertools.count(1)
+        self._replies: dict[str, Message] = {}
+
+    def set_run(self, run: Any) -> None:
+        raise NotImplementedError
+
+    @property
+    def run(self) -> Any:
+        raise NotImplementedError
+
+    def create_message(self, *arguments: Any, **more: Any) -> Message:
+        raise NotImplementedError
+
+    def send_and_receive(self, *arguments: Any, **more: Any) -> Iterable[Message]:
+        raise NotImplementedError
+
+    def get_node_ids(self) -> Iterable[int]:
+        if self.absent_polls:
+            self.absent_polls -= 1
+            return list(self.nodes)[:1]
+        return list(self.nodes)
+
+    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
+        numbers: list[str] = []
+        for message in messages:
+            number = f"message-{next(self._numbers)}"
+            message.metadata.__dict__["_message_id"] = number
+            numbers.append(number)
+            reply = self.nodes[message.metadata.dst_node_id](copy.deepcopy(message))
+            if reply is not None:
+                self._replies[number] = reply
+        return numbers
+
+    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
+        ready = sorted(set(message_ids) & set(self._replies))
+        if self._shuffle is not None:
+            self._shuffle.shuffle(ready)
+        return [self._replies.pop(number) for number in ready]
+
+
+@dataclass(kw_only=True)
+class Hospital:
+    """A site whose training adds a number that depends on its name and the round."""
+
+    name: str
+    num_patients: int = 100
+    max_rounds: int = 99
+    epsilon_per_round: float | None = 1.0
+    requests: list[TrainRequest] = field(default_factory=list[TrainRequest])
+
+    def describe(self) -> SiteDescription:
+        return SiteDescription(site=self.name, num_patients=self.num_patients)
+
+    def train(self, request: TrainRequest) -> TrainReply:
+        self.requests.append(request)
+        done = min(request.round, self.max_rounds)
+        spent = None if self.epsilon_per_round is None else self.epsilon_per_round * done
+        reply = TrainReply(
+            site=self.name,
+            status=Status.trained,
+            num_patients=self.num_patients,
+            spend={"epsilon": spent},
+            weights=self.update(request),
+        )
+        if request.round > self.max_rounds:
+            return replace(
+                reply, status=Status.refused, reason=Reason.budget_exceeded, weights=None
+            )
+        return reply
+
+    def update(self, request: TrainRequest) -> Weights:
+        step = int(self.name[-1]) / (3 + request.round)
+        return {
+            name: (value * np.float32(0.9) + np.float32(step)).astype(np.float32)
+            for name, value in request.weights.items()
+        }
+
+
+class Liar(Hospital):
+    """A site whose weights are what the test says."""
+
+    def __init__(self, name: str, lie: Callable[[Weights], Weights]) -> None:
+        super().__init__(name=name)
+        self._lie = lie
+
+    def update(self, request: TrainRequest) -> Weights:
+        return self._lie(super().update(request))
+
+
+def node(hospital: Any) -> Node:
+    app = build_client(lambda context: hospital)
+    context = Context(run_id=1, node_id=1, node_config={}, state=RecordDict(), run_config={})
+    return lambda message: app(message, context)
+
+
+def network(*hospitals: Any, shuffle: random.Random | None = None) -> MemoryNetwork:
+    return MemoryNetwork(
+        {number: node(hospital) for number, hospital in enumerate(hospitals, start=11)},
+        shuffle=shuffle,
+    )
+
+
+def on_train(inner: Node, answer: Callable[[Message], Message | None]) -> Node:
+    """A node that says who it is as ``inner`` does, and answers training itself."""
+    return lambda m: answer(m) if m.metadata.message_type == "train" else inner(m)
+
+
+def initial() -> Weights:
+    return {"head.bias": np.zeros(2, np.float32), "head.weight": np.ones((2, 3), np.float32)}
+
+
+@dataclass
+class Run:
+    """A run to be, and what was observed of it."""
+
+    folder: Path
+    rounds: int = 3
+    num_sites: int = 3
+    timeout_seconds: float = 30.0
+    events: list[dict[str, Any]] = field(default_factory=list[dict[str, Any]])
+    checkpoint: Checkpoint = field(
+        default_factory=lambda: Checkpoint(run_id="r1", round=0, weights=initial())
+    )
+    observe: Callable[[dict[str, Any]], None] | None = None
+
+    def start(self) -> Start:
+        return Start(
+            config=Config(
+                privacy=PrivacyConfig(mechanism=Mechanism.none),
+                federation=FederationConfig(
+                    num_sites=self.num_sites,
+                    rounds=self.rounds,
+                    timeout_seconds=self.timeout_seconds,
+                ),
+            ),
+            checkpoint=self.checkpoint,
+            frozen_sha256="f0",
+            checkpoints=self.folder / "checkpoints",
+            evaluate=lambda weights: {"split": "val", "auroc": float(weights["head.bias"][0])},
+            observe=self.observe or self.events.append,
+        )
+
+    def on(self, grid: Grid) -> Outcome:
+        return run(grid, self.start())
+
+
+def digest(weights: Weights) -> str:
+    found = hashlib.sha256()
+    for name in sorted(weights):
+        found.update(name.encode() + weights[name].tobytes())
+    return found.hexdigest()
+
+
+def column(outcome: Outcome, site: str, key: str) -> list[Any]:
+    return [record["sites"][site][key] for record in outcome.checkpoint.history]
+
+
+def timeless(outcome: Outcome) -> list[dict[str, Any]]:
+    return [{**record, "seconds": 0} for record in outcome.checkpoint.history]
+
+
+def test_sites_train_and_their_spend_is_recorded(tmp_path: Path) -> None:
+    hospitals = [Hospital(name=name) for name in NAMES]
+    outcome = Run(tmp_path).on(network(*hospitals))
+    assert outcome.state is EndState.completed
+    assert {name: site.num_patients for name, site in outcome.sites.items()} == dict.fromkeys(
+        NAMES, 100
+    )
+    assert [record["round"] for record in outcome.checkpoint.history] == [1, 2, 3]
+    for name in NAMES:
+        assert column(outcome, name, "status") == ["trained"] * 3
+        assert column(outcome, name, "epsilon") == [1.0, 2.0, 3.0]
+        assert column(outcome, name, "reason") == [None] * 3
+    assert [request.round for request in hospitals[0].requests] == [1, 2, 3]
+    assert hospitals[0].requests[0].frozen_sha256 == "f0"
+    assert {request.run_id for request in hospitals[0].requests} == {"r1"}
+    sent = hospitals[1].requests[2].weights
+    evaluation = outcome.checkpoint.history[1]["evaluation"]
+    assert evaluation == {"split": "val", "auroc": float(sent["head.bias"][0])}
+
+
+def test_sites_weigh_by_their_number_of_patients(tmp_path: Path) -> None:
+    hospitals = [
+        Liar(
+            name,
+            lambda weights, value=value: {k: np.full_like(v, value) for k, v in weights.items()},
+        )
+        for name, value in zip(NAMES, (1.0, 2.0, 6.0), strict=True)
+    ]
+    for hospital, num_patients in zip(hospitals, (10, 30, 60), strict=True):
+        hospital.num_patients = num_patients
+    outcome = Run(tmp_path, rounds=1).on(network(*hospitals))
+    # ten, thirty and sixty patients of a hundred: 0.1 + 0.6 + 3.6
+    for value in outcome.checkpoint.weights.values():
+        np.testing.assert_allclose(value, 4.3, rtol=1e-6)
+
+
+def test_a_site_out_of_budget_leaves_and_stays_listed(tmp_path: Path) -> None:
+    hospitals = [Hospital(name=name) for name in NAMES]
+    hospitals[1].max_rounds = 1
+    task = Run(tmp_path, rounds=4)
+    outcome = task.on(network(*hospitals))
+    assert outcome.state is EndState.completed_with_missing_sites
+    assert column(outcome, "site-2", "status") == ["trained", "refused", "refused", "refused"]
+    assert column(outcome, "site-2", "reason") == [None] + ["budget_exceeded"] * 3
+    assert column(outcome, "site-2", "epsilon") == [1.0] * 4
+    assert column(outcome, "site-1", "status") == ["trained"] * 4
+    assert [request.round for request in hospitals[1].requests] == [1, 2]
+    alone = [
+        Hospital(name=name, max_rounds=1 if name == "site-2" else 99) for name in reversed(NAMES)
+    ]
+    again = Run(tmp_path / "again", rounds=4).on(network(*alone))
+    assert digest(again.checkpoint.weights) == digest(outcome.checkpoint.weights)
+
+
+def test_when_every_budget_is_spent_the_run_stops(tmp_path: Path) -> None:
+    hospitals = [Hospital(name=name, max_rounds=2) for name in NAMES]
+    outcome = Run(tmp_path, rounds=9).on(network(*hospitals))
+    assert outcome.state is EndState.stopped_by_budget
+    assert outcome.checkpoint.round == 3
+    assert outcome.checkpoint.history[-1]["evaluation"] is None
+    assert {len(hospital.requests) for hospital in hospitals} == {3}
+    two = Run(tmp_path / "two", rounds=2).on(network(*(Hospital(name=name) for name in NAMES)))
+    assert digest(outcome.checkpoint.weights) == digest(two.checkpoint.weights)
+
+
+def test_a_failing_site_is_recorded_and_asked_again(tmp_path: Path) -> None:
+    class Flaky(Hospital):
+        def train(self, request: TrainRequest) -> TrainReply:
+            if request.round == 2:
+                raise RuntimeError("patient 4711")
+            return super().train(request)
+
+    outcome = Run(tmp_path).on(
+        network(Hospital(name="site-1"), Flaky(name="site-2"), Hospital(name="site-3"))
+    )
+    assert outcome.state is EndState.completed_with_missing_sites
+    assert column(outcome, "site-2", "status") == ["trained", "failed", "trained"]
+    assert column(outcome, "site-2", "reason") == [None, "internal_error", None]
+    assert column(outcome, "site-2", "epsilon") == [1.0, 1.0, 3.0]
+    assert "4711" not in str(outcome.checkpoint.history)
+
+
+def test_a_silent_site_is_recorded_as_no_reply(tmp_path: Path) -> None:
+    grid = network(*(Hospital(name=name) for name in NAMES))
+    grid.nodes[12] = on_train(grid.nodes[12], lambda message: None)
+    outcome = Run(tmp_path, rounds=2, timeout_seconds=0.35).on(grid)
+    assert column(outcome, "site-2", "status") == ["failed", "failed"]
+    assert column(outcome, "site-2", "reason") == ["no_reply", "no_reply"]
+    assert column(outcome, "site-3", "status") == ["trained", "trained"]
+
+
+def test_flower_answering_for_a_lost_node_is_no_reply(tmp_path: Path) -> None:
+    def lost(message: Message) -> Message:
+        return create_message_error_unavailable_res_message(message.metadata, "node_unavail")
+
+    grid = network(*(Hospital(name=name) for name in NAMES))
+    grid.nodes[12] = on_train(grid.nodes[12], lost)
+    outcome = Run(tmp_path, rounds=1).on(grid)
+    assert column(outcome, "site-2", "status") == ["failed"]
+    assert column(outcome, "site-2", "reason") == ["no_reply"]
+    assert column(outcome, "site-1", "status") == ["trained"]
+
+
+def test_a_round_in_which_every_site_fails_ends_the_run(tmp_path: Path) -> None:
+    class Broken(Hospital):
+        def train(self, request: TrainRequest) -> TrainReply:
+            if request.round == 2:
+                raise RuntimeError
+            return super().train(request)
+
+    task = Run(tmp_path)
+    with pytest.raises(RunFailed, match=r"round 2: no site trained .*site-1: internal_error"):
+        task.on(network(*(Broken(name=name) for name in NAMES)))
+    kept = latest_checkpoint(tmp_path / "checkpoints")
+    assert kept is not None
+    assert kept.round == 1
+
+
+def test_refusals_beside_failures_end_the_run_too(tmp_path: Path) -> None:
+    class Broken(Hospital):
+        def train(self, request: TrainRequest) -> TrainReply:
+            raise RuntimeError
+
+    hospitals = [
+        Hospital(name="site-1", max_rounds=0),
+        Broken(name="site-2"),
+        Broken(name="site-3"),
+    ]
+    with pytest.raises(RunFailed, match="site-1: budget_exceeded, site-2: internal_error"):
+        Run(tmp_path).on(network(*hospitals))
+
+
+def test_a_refusal_for_another_reason_is_not_for_good(tmp_path: Path) -> None:
+    class Locked(Hospital):
+        def train(self, request: TrainRequest) -> TrainReply:
+            reply = super().train(request)
+            if request.round != 2:
+                return reply
+            return replace(
+                reply,
+                status=Status.refused,
+                reason=Reason.ledger_unavailable,
+                spend=None,
+                weights=None,
+            )
+
+    outcome = Run(tmp_path).on(
+        network(Hospital(name="site-1"), Hospital(name="site-2"), Locked(name="site-3"))
+    )
+    assert column(outcome, "site-3", "status") == ["trained", "refused", "trained"]
+    assert column(outcome, "site-3", "reason") == [None, "ledger_unavailable", None]
+    # What was spent before is still spent: null would read as infinite.
+    assert column(outcome, "site-3", "epsilon") == [1.0, 1.0, 3.0]
+
+
+def test_an_infinite_epsilon_stays_null(tmp_path: Path) -> None:
+    hospitals = [Hospital(name=name, epsilon_per_round=None) for name in NAMES]
+    outcome = Run(tmp_path, rounds=2).on(network(*hospitals))
+    assert column(outcome, "site-1", "epsilon") == [None, None]
+    assert column(outcome, "site-1", "status") == ["trained", "trained"]
+
+
+def test_the_order_of_replies_and_nodes_does_not_matter(tmp_path: Path) -> None:
+    scales = dict(zip((f"site-{n}" for n in range(1, 6)), (1e8, 1.0, -1e8, 3e-3, 7e7), strict=True))
+
+    def hospitals() -> list[Hospital]:
+        return [
+            Liar(
+                name,
+                lambda weights, s=s: {k: (v + np.float32(s)) for k, v in weights.items()},
+            )
+            for name, s in scales.items()
+        ]
+
+    sums = {
+        float(sum((np.float32(s) * 0.2 for s in order), np.float32(0)))
+        for order in itertools.permutations(np.float32(list(scales.values())))
+    }
+    assert len(sums) > 1  # the numbers do expose the order
+
+    def one(number: int) -> str:
+        chance = random.Random(number)
+        sites = hospitals()
+        chance.shuffle(sites)
+        task = Run(tmp_path / str(number), rounds=2, num_sites=5)
+        return digest(task.on(network(*sites, shuffle=chance)).checkpoint.weights)
+
+    assert len({one(number) for number in range(8)}) == 1
+
+
+def test_a_reply_that_names_another_site_is_failed(tmp_path: Path) -> None:
+    class Impostor(Hospital):
+        def train(self, request: TrainRequest) -> TrainReply:
+            return replace(super().train(request), site="site-1")
+
+    outcome = Run(tmp_path, rounds=1).on(
+        network(Hospital(name="site-1"), Hospital(name="site-2"), Impostor(name="site-3"))
+    )
+    assert column(outcome, "site-3", "status") == ["failed"]
+    assert column(outcome, "site-3", "reason") == ["bad_request"]
+    assert column(outcome, "site-1", "status") == ["trained"]
+
+
+def test_a_malformed_reply_is_failed_and_the_run_goes_on(tmp_path: Path) -> None:
+    grid = network(*(Hospital(name=name) for name in NAMES))
+    honest = grid.nodes[13]
+
+    def garbled(message: Message) -> Message | None:
+        reply = honest(message)
+        assert reply is not None
+        if wire.read_request(message.content).round == 1:
+            reply.content["body"]["json"] = "{"
+        return reply
+
+    grid.nodes[13] = on_train(honest, garbled)
+    outcome = Run(tmp_path, rounds=2).on(grid)
+    assert column(outcome, "site-3", "status") == ["failed", "trained"]
+    assert column(outcome, "site-3", "reason") == ["bad_request", None]
+
+
+@pytest.mark.parametrize(
+    "lie",
+    [
+        lambda w: {**w, "head.bias": np.float32([np.nan, 0])},
+        lambda w: {**w, "head.bias": np.float32([np.inf, 0])},
+        lambda w: {**w, "head.bias": np.float64([1e300, 0])},
+        lambda w: {**w, "head.bias": np.zeros(3, np.float32)},
+        lambda w: {**w, "head.bias": np.zeros((2, 1), np.float32)},
+        lambda w: {**w, "head.bias": np.zeros(2, np.int64)},
+        lambda w: {"head.bias": w["head.bias"]},
+        lambda w: {**w, "extra": np.zeros(1, np.float32)},
+        lambda w: {},
+    ],
+)
+def test_weights_that_do_not_fit_never_reach_the_average(
+    tmp_path: Path, lie: Callable[[Weights], Weights]
+) -> None:
+    outcome = Run(tmp_path, rounds=1).on(
+        network(Hospital(name="site-1"), Liar("site-2", lie), Hospital(name="site-3"))
+    )
+    honest = Run(tmp_path / "honest", rounds=1, num_sites=2).on(
+        network(Hospital(name="site-1"), Hospital(name="site-3"))
+    )
+    assert column(outcome, "site-2", "status") == ["failed"]
+    assert column(outcome, "site-2", "reason") == ["bad_request"]
+    assert digest(outcome.checkpoint.weights) == digest(honest.checkpoint.weights)
+
+
+def test_a_site_cannot_change_its_weight_in_the_average(tmp_path: Path) -> None:
+    class Growing(Hospital):
+        def train(self, request: TrainRequest) -> TrainReply:
+            return replace(super().train(request), num_patients=10**6)
+
+    outcome = Run(tmp_path, rounds=1).on(
+        network(Hospital(name="site-1"), Hospital(name="site-2"), Growing(name="site-3"))
+    )
+    assert column(outcome, "site-3", "reason") == ["bad_request"]
+
+
+def test_what_a_message_carries_beside_the_reply_is_ignored(tmp_path: Path) -> None:
+    grid = network(*(Hospital(name=name) for name in NAMES))
+    honest = grid.nodes[13]
+
+    def greedy(message: Message) -> Message | None:
+        reply = honest(message)
+        assert reply is not None
+        reply.content["metrics"] = MetricRecord({wire.WEIGHT_KEY: 10**9})
+        reply.content["more"] = ArrayRecord({"x": Array(np.ones(3))})
+        return reply
+
+    grid.nodes[13] = on_train(honest, greedy)
+    outcome = Run(tmp_path, rounds=1).on(grid)
+    fair = Run(tmp_path / "fair", rounds=1).on(network(*(Hospital(name=name) for name in NAMES)))
+    assert digest(outcome.checkpoint.weights) == digest(fair.checkpoint.weights)
+
+
+def test_nodes_that_register_late_are_waited_for(tmp_path: Path) -> None:
+    grid = network(*(Hospital(name=name) for name in NAMES))
+    grid.absent_polls = 3
+    assert Run(tmp_path, rounds=1).on(grid).state is EndState.completed
+    assert grid.absent_polls == 0
+
+
+def test_a_missing_site_at_the_start_fails_the_run(tmp_path: Path) -> None:
+    with pytest.raises(RunFailed, match="2 of 3 sites answered"):
+        Run(tmp_path, timeout_seconds=0.3).on(
+            network(Hospital(name="site-1"), Hospital(name="site-2"))
+        )
+
+
+def test_two_nodes_with_one_name_fail_the_run(tmp_path: Path) -> None:
+    with pytest.raises(RunFailed, match="2 of 3 sites answered"):
+        Run(tmp_path).on(network(*(Hospital(name=name) for name in ("site-1", "site-1", "site-2"))))
+
+
+@pytest.mark.parametrize("num_patients", [0, -3])
+def test_a_description_that_makes_no_sense_fails_the_run(tmp_path: Path, num_patients: int) -> None:
+    hospitals = [Hospital(name=name) for name in NAMES]
+    hospitals[0].num_patients = num_patients
+    with pytest.raises(RunFailed, match="2 of 3 sites answered"):
+        Run(tmp_path).on(network(*hospitals))
+
+
+class PowerCut(BaseException):
+    """Ends a run between two rounds."""
+
+
+@pytest.mark.parametrize("after", [1, 2, 3, 4])
+def test_a_resumed_run_equals_the_uninterrupted_one(tmp_path: Path, after: int) -> None:
+    def hospitals() -> list[Hospital]:
+        return [Hospital(name=n, max_rounds=2 if n == "site-2" else 99) for n in NAMES]
+
+    whole = Run(tmp_path / "whole", rounds=4).on(network(*hospitals()))
+
+    def cut(event: dict[str, Any]) -> None:
+        if event["event"] == "round" and event["round"] == after:
+            raise PowerCut
+
+    with pytest.raises(PowerCut):
+        Run(tmp_path, rounds=4, observe=cut).on(network(*hospitals()))
+    checkpoint = latest_checkpoint(tmp_path / "checkpoints")
+    assert checkpoint is not None
+    assert checkpoint.round == after
+    sites = hospitals()
+    task = Run(tmp_path, rounds=4, checkpoint=checkpoint)
+    resumed = task.on(network(*sites))
+    assert digest(resumed.checkpoint.weights) == digest(whole.checkpoint.weights)
+    assert timeless(resumed) == timeless(whole)
+    assert resumed.state is whole.state is EndState.completed_with_missing_sites
+    assert task.events[0]["first_round"] == after + 1
+    assert [r.round for r in sites[0].requests] == list(range(after + 1, 5))
+    # A site that had left before is not asked again.
+    assert [r.round for r in sites[1].requests] == [r for r in range(after + 1, 5) if r <= 3]
+
+
+def test_observers_hear_of_plan_sites_and_rounds(tmp_path: Path) -> None:
+    task = Run(tmp_path, rounds=2)
+    hospitals = [Hospital(name=name) for name in NAMES]
+    hospitals[2].max_rounds = 1
+    outcome = task.on(network(*hospitals))
+    kinds = [event["event"] for event in task.events]
+    assert kinds == ["planned", "site", "site", "site", "round", "site", "site", "site", "round"]
+    planned = task.events[0]
+    assert planned["sites"] == dict.fromkeys(NAMES, 100)
+    assert (planned["rounds"], planned["first_round"]) == (2, 1)
+    assert planned["recipe"] == outcome.recipe.to_dict()
+    assert {event["site"] for event in task.events[1:4]} == set(NAMES)
+    refused = next(e for e in task.events[5:] if e.get("site") == "site-3")
+    assert refused == {
+        "event": "site",
+        "round": 2,
+        "site": "site-3",
+        "status": "refused",
+        "epsilon": 1.0,
+        "reason": "budget_exceeded",
+    }
+    assert {k: v for k, v in task.events[-1].items() if k != "event"} == outcome.checkpoint.history[
+        -1
+    ]
