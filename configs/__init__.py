@@ -78,6 +78,9 @@ def run(task: Callable[[Config], int], arguments: Sequence[str], *, program: str
             cast("Callable[[], None]", decorate(job))()
     except (HydraException, OmegaConfBaseException, ValueError) as error:
         raise _usage_error(error) from error
+    except SystemExit as end:  # so ends --help
+        if end.code:
+            raise
     finally:
         sys.argv = saved
         if full_error is None:
@@ -127,8 +130,9 @@ def read_yaml(path: Path) -> Config:
     try:
         stored = OmegaConf.load(path)
         merged = OmegaConf.merge(OmegaConf.structured(Config), stored)
-    except (OSError, OmegaConfBaseException) as error:
-        raise UsageError(f"{path}: not the configuration of a run ({error})") from error
+    except Exception as error:  # OSError, OmegaConf's, PyYAML's and its bare assertions
+        text = " ".join(str(error).split()).split(" full_key:")[0]
+        raise UsageError(f"{path}: not the configuration of a run ({text})") from error
     return _to_config(cast("DictConfig", merged))
 
 
@@ -183,4 +187,8 @@ def _usage_error(error: BaseException) -> UsageError:
     if error.__cause__ is not None and text.startswith("Error merging"):
         cause = str(error.__cause__).splitlines()[0]
         return UsageError(f"{text.removeprefix('Error merging override ')}: {cause}")
+    strange = re.search(r"LexerNoViableAltException: ([^=]+)=(.*?) \^", text)
+    if strange:
+        name, value = strange.groups()
+        return UsageError(f"{name}={value}: quote this value, {name}=\"'...'\"")
     return UsageError(text.split(" full_key:")[0].split(" See ")[0])

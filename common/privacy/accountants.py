@@ -190,7 +190,7 @@ def _gaussian_epsilon(mu_squared: float, delta: float) -> float:
 
 def _coarsen(parts: Iterable[tuple[Event, int]]) -> tuple[tuple[Event, int], ...]:
     """Fewer distinct mechanisms, each at least as costly: noise rounded down, rate rounded up."""
-    coarse = {one: count for one, count in parts}
+    coarse = dict(parts)
     for digits in (3, 2, 1):
         if len(coarse) <= _MAX_DISTINCT:
             break

@@ -179,8 +179,9 @@ class BookedLedger:
     def _others(self) -> Generator[tuple[Ledger, ...]]:
         opened: list[Ledger] = []
         try:
+            # Not one expression: if the third cannot be opened, the first two are closed.
             for cohort in self.book.overlapping(self.own.cohort):
-                opened.append(self.book.open_cohort(cohort))
+                opened.append(self.book.open_cohort(cohort))  # noqa: PERF401
             yield tuple(opened)
         finally:
             for ledger in opened:
@@ -194,7 +195,7 @@ def _as_seen(event: Event, source: Cohort, target: Cohort) -> Event:
 
 
 def _copy(*, source: Ledger, target: Ledger) -> None:
-    """Charge ``target`` with the work that was really done on ``source``; repeating adds nothing."""
+    """Charge ``target`` with what was really done on ``source``; repeating adds nothing."""
     origin = source.cohort.fingerprint
     known = {entry.request_id: entry for entry in target.entries()}
     for entry in source.entries():

@@ -122,7 +122,7 @@ class LossDistribution:
         return best
 
     def log_moments(self) -> Floats:
-        """log E[exp(order * (loss - lowest loss))], both signs of each Chernoff order: (2, 25)."""
+        """Give log E[exp(order * (loss - lowest))], both signs of each Chernoff order: (2, 25)."""
         positive = self.probabilities > 0
         shifts = np.arange(len(self.probabilities))[positive] * self.interval
         logs = np.log(self.probabilities[positive])

@@ -91,8 +91,8 @@ def test_without_privacy_epsilon_is_null_not_a_number(first_run, simulate, small
 def test_a_site_past_its_cap_refuses_and_the_others_go_on(simulate, small, tmp_path: Path):
     run = simulate(
         *small,
-        "privacy.noise_multiplier=1.5",
-        "privacy.site_budgets=[hospital-1:2.0]",
+        "privacy.noise_multiplier=0.8",
+        "privacy.site_budgets=[hospital-1:4.5]",
         run_dir=tmp_path / "run",
     )
     assert run.code == 0, run.err
@@ -102,13 +102,13 @@ def test_a_site_past_its_cap_refuses_and_the_others_go_on(simulate, small, tmp_p
         site: [record["sites"][site]["status"] for record in result["rounds"]]
         for site in result["privacy"]["sites"]
     }
-    assert statuses["hospital-1"][-1] == "refused"
+    assert statuses["hospital-1"] == ["trained", "refused", "refused"]
     assert statuses["hospital-2"] == statuses["hospital-3"] == ["trained"] * 3
     last = result["rounds"][-1]["sites"]["hospital-1"]
     assert last["reason"] == "budget_exceeded"
     spends = result["privacy"]["sites"]
-    assert spends["hospital-1"]["epsilon"] <= spends["hospital-1"]["epsilon_budget"] == 2.0
-    assert spends["hospital-2"]["epsilon"] > 2.0
+    assert spends["hospital-1"]["epsilon"] <= spends["hospital-1"]["epsilon_budget"] == 4.5
+    assert spends["hospital-2"]["epsilon"] > 4.5
     assert spends["hospital-2"]["epsilon_budget"] is None
 
 

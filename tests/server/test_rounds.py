@@ -373,7 +373,7 @@ def test_an_infinite_epsilon_stays_null(tmp_path: Path) -> None:
 
 
 def test_the_order_of_replies_and_nodes_does_not_matter(tmp_path: Path) -> None:
-    scales = dict(zip((f"site-{n}" for n in range(1, 6)), (1e8, 1.0, -1e8, 3e-3, 7e7), strict=True))
+    scales = dict(zip((f"site-{n}" for n in range(1, 6)), (1e8, 3.0, -1e8, 0.1, 7.0), strict=True))
 
     def hospitals() -> list[Hospital]:
         return [

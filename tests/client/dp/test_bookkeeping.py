@@ -19,7 +19,7 @@ from common.errors import UsageError
 
 SIZE = 8
 COUNTS = st.lists(st.integers(1, 4), min_size=1, max_size=4)
-FEW = settings(max_examples=25, deadline=None)
+FEW = settings(max_examples=15, deadline=None)
 
 
 def make_batch(counts: list[int], *, size: int = SIZE, seed: int = 0) -> PatientBatch:
@@ -57,10 +57,11 @@ def assert_equals_autograd(model: nn.Module, batch: PatientBatch) -> None:
     for patient in range(batch.num_patients):
         mine = batch.patients == patient
         engine: dict[nn.Parameter, Tensor] = {}
-        for tape in tapes:
-            for parameter, gradient in tape.weighted_sum(mine.to(torch.float32)):
-                assert parameter not in engine
-                engine[parameter] = gradient
+        with torch.no_grad():
+            pairs = [pair for tape in tapes for pair in tape.weighted_sum(mine.float())]
+        for parameter, gradient in pairs:
+            assert parameter not in engine
+            engine[parameter] = gradient
         # a plain forward pass: outside `recording` the layers are the model's own
         loss = functional.cross_entropy(model(batch.images[mine]), batch.labels[mine])
         expected = torch.autograd.grad(loss, list(trainable.values()))
@@ -143,8 +144,8 @@ class Mixed(nn.Module):
 def test_convolutions(
     counts: list[int], kernel: int, stride: int, padding: int | str, dilation: int
 ) -> None:
-    if padding == "same":
-        stride = 1
+    if padding == "same":  # torch takes it with stride 1 only, and warns of even kernels
+        kernel, stride = 3, 1
     model = seeded(Mixed, kernel, stride, padding, dilation, seed=kernel)
     assert_equals_autograd(model, make_batch(counts, seed=dilation))
 
@@ -181,7 +182,6 @@ class Twice(nn.Module):
         self.conv = nn.Conv2d(1, 1, 3, padding=1)
         self.mix = nn.Linear(8, 8)
         self.norm = nn.LayerNorm(8)
-        self.shift = nn.ParameterDict()
         self.head = nn.Linear(8, 2)
 
     def forward(self, images: Tensor) -> Tensor:

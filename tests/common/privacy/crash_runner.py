@@ -61,7 +61,7 @@ def start(folder: Path, name: str, budget: Budget, seed: int) -> int:
     if process == 0:
         try:
             work(folder, name, budget, random.Random(seed))
-        except BaseException as error:  # noqa: BLE001 - a worker's failure is a finding
+        except BaseException as error:
             with (folder / "failures").open("a") as file:
                 file.write(f"{error!r}\n")
         finally:

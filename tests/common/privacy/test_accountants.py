@@ -297,7 +297,7 @@ def test_an_accountant_by_name() -> None:
     assert build("rdp").name == "rdp"
     with pytest.raises(ValueError, match=r"gdp.*underestimates"):
         build("gdp")
-    with pytest.raises(ValueError, match="'moments'.*pld, rdp"):
+    with pytest.raises(ValueError, match=r"'moments'.*pld, rdp"):
         build("moments")
 
 

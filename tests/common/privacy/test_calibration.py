@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from common.privacy.accountants import build
 from common.privacy.budget import Budget
 from common.privacy.calibration import (
+    _rounded_up,  # pyright: ignore[reportPrivateUsage]
     calibrate,
     describe,
     remaining_rounds,
@@ -126,3 +127,8 @@ def test_a_recipe_in_words() -> None:
         "5 steps at rate 0.1, noise multiplier 2; 1 Gaussian releases, noise multiplier 9"
     )
     assert describe([repeat(steps(0.1, 2.0, 3), 0)]) == "nothing"
+
+
+@given(st.floats(1e-3, 1e7))
+def test_noise_is_rounded_upwards_only(noise: float) -> None:
+    assert noise <= _rounded_up(noise) <= noise * 1.00011

@@ -3,7 +3,6 @@ from __future__ import annotations
 import sqlite3
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -12,6 +11,7 @@ from common.errors import LedgerError
 from common.privacy import store
 from common.privacy.keys import SiteKey
 from common.privacy.ledger import Ledger
+from common.privacy.verification import verify
 
 KEY = SiteKey(bytes(range(32)))
 
@@ -19,7 +19,7 @@ KEY = SiteKey(bytes(range(32)))
 def test_durability_is_what_it_should_be(tmp_path: Path) -> None:
     path = tmp_path / "site.sqlite"
     with Ledger.open(path, cohort="c", key=KEY) as ledger:
-        connection = ledger._store._connection  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]
+        connection = ledger._store._connection  # pyright: ignore[reportPrivateUsage]
         assert connection.execute("PRAGMA journal_mode").fetchone() == ("wal",)
         full = 2
         assert connection.execute("PRAGMA synchronous").fetchone() == (full,)
@@ -73,21 +73,45 @@ def test_messages_name_no_path(tmp_path: Path) -> None:
 
 
 OPEN_TOGETHER = """
-import sys, time
+import math, sys, time
 from pathlib import Path
+from common.privacy.budget import Budget
+from common.privacy.events import GaussianRelease
 from common.privacy.keys import SiteKey
 from common.privacy.ledger import Ledger
-start, folder = float(sys.argv[1]), Path(sys.argv[2])
-for i in range(60):
-    time.sleep(max(0.0, start + i * 0.02 - time.time()))
-    Ledger.open(folder / f"{i}.sqlite", cohort="c", key=SiteKey(bytes(range(32)))).close()
+folder, name, key = Path(sys.argv[1]), sys.argv[2], SiteKey(bytes(range(32)))
+budget = Budget(epsilon=math.inf, delta=1e-5)
+events = [GaussianRelease(noise_multiplier=9.0)]
+(folder / f"{name}.ready").touch()
+while len(list(folder.glob("*.ready"))) < 2:
+    time.sleep(0.01)
+for i in range(45):
+    # Both wait for the same tick of the clock, without sleeping through it.
+    tick = math.ceil(time.time() * 20 + 0.2) / 20
+    while time.time() < tick:
+        pass
+    with Ledger.open(folder / f"{math.floor(tick * 20)}.sqlite", cohort="c", key=key) as ledger:
+        for j in range(3):
+            ledger.reserve(request_id=f"{name}{j}", events=events, purpose="x", budget=budget)
 """
 
 
 def test_two_may_make_the_same_ledger_at_once(tmp_path: Path) -> None:
-    command = [sys.executable, "-c", OPEN_TOGETHER, str(time.time() + 6), str(tmp_path)]
     root = Path(__file__).parents[3]
-    both = [subprocess.Popen(command, cwd=root, stderr=subprocess.PIPE) for _ in range(2)]
+    both = [
+        subprocess.Popen(
+            [sys.executable, "-c", OPEN_TOGETHER, str(tmp_path), name],
+            cwd=root,
+            stderr=subprocess.PIPE,
+        )
+        for name in ("left", "right")
+    ]
     for process in both:
         _, errors = process.communicate()
         assert process.returncode == 0, errors.decode()
+    shared = 0
+    for path in tmp_path.glob("*.sqlite"):
+        found = verify(path, public_key=KEY.public_key)
+        assert found.ok
+        shared += len(found.entries) == 6
+    assert shared > 10, "the two hardly ever met"

@@ -187,7 +187,7 @@ def test_a_head_left_behind_by_a_crash_is_mended(path: Path) -> None:
 
 
 def test_set_back_together_is_not_found_here_but_by_the_servers_statements(path: Path) -> None:
-    from common.privacy.statement import check_statement  # noqa: PLC0415
+    from common.privacy.statement import check_statement
 
     files = [path, head.path_of(path)]
     old = [one.read_bytes() for one in files]

@@ -1,0 +1,497 @@
+"""A site: nothing before it is in the ledger, nothing twice, and refusals by code."""
+
+from __future__ import annotations
+
+import math
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from client import site as site_module
+from client.data.cohort import Cohort
+from client.dp.training import train_round
+from client.site import Site, SiteModel, SiteSetup, event_of, units
+from common import models
+from common.config import FinetuneConfig, FinetuneMode, ModelConfig, Unit
+from common.messages import Reason, Recipe, Status, TrainReply, TrainRequest
+from common.privacy.budget import Budget
+from common.privacy.chain import State
+from common.privacy.cohort import patient_hashes
+from common.privacy.events import NonPrivateRelease, PoissonGaussianSteps
+from common.privacy.ledger import Ledger
+from common.seeds import SimulatedSeeds, SystemSeeds
+
+RECIPE = Recipe(
+    mechanism="dp_sgd",
+    unit="patient",
+    accountant="rdp",
+    delta=1e-3,
+    sampling_rate=0.5,
+    noise_multiplier=2.0,
+    steps=2,
+    max_grad_norm=1.0,
+    images_per_patient=2,
+    optimizer="adam",
+    learning_rate=0.01,
+    physical_batch=8,
+)
+MODEL = SiteModel(
+    config=ModelConfig(architecture="test_vit", patch_size=16),
+    finetune=FinetuneConfig(mode=FinetuneMode.head),
+    image_size=32,
+    num_classes=2,
+    seed=5,
+)
+
+
+class Crash(BaseException):
+    """The process dies here: nothing may catch it."""
+
+
+def make_cohort() -> Cohort:
+    rng = np.random.default_rng(0)
+    patients = np.repeat(np.arange(6), [1, 2, 3, 1, 2, 1])
+    return Cohort(
+        images=rng.random((10, 1, 32, 32), dtype=np.float32),
+        labels=rng.integers(0, 2, 10),
+        patients=patients,
+        num_patients=6,
+        patient_ids=tuple(f"p{number}" for number in range(6)),
+    )
+
+
+@pytest.fixture
+def setup(tmp_path: Path) -> SiteSetup:
+    cohort = make_cohort()
+    return SiteSetup(
+        name="hospital-1",
+        cohort=cohort,
+        patient_hashes=patient_hashes(cohort.patient_ids, bytes(32)),
+        ledger=tmp_path / "ledger" / "hospital-1.sqlite",
+        replies=tmp_path / "replies",
+        budget=Budget(epsilon=50.0, delta=1e-3, accountant="rdp"),
+        model=MODEL,
+        seeds=SystemSeeds(),
+    )
+
+
+def make_request(round_number: int = 1, **changes: Any) -> TrainRequest:
+    model = MODEL.build()
+    recipe = replace(RECIPE, **changes)
+    return TrainRequest(
+        run_id="run",
+        round=round_number,
+        recipe=recipe,
+        frozen_sha256=models.frozen_sha256(model),
+        weights=models.trainable_weights(model),
+    )
+
+
+def states(setup: SiteSetup) -> list[State]:
+    with setup.open_ledger(setup.budget.unit) as ledger:
+        return [entry.state for entry in ledger.entries()]
+
+
+def no_training(*_: object) -> None:
+    raise AssertionError("trained, though it must not")
+
+
+def same_bytes(first: TrainReply, second: TrainReply) -> bool:
+    assert first.weights is not None
+    assert second.weights is not None
+    return models.weights_sha256(first.weights) == models.weights_sha256(second.weights)
+
+
+def assert_refused(reply: TrainReply, reason: Reason) -> None:
+    assert (reply.status, reply.reason, reply.weights) == (Status.refused, reason, None)
+
+
+def test_a_round_trains_and_says_what_it_spent(setup: SiteSetup) -> None:
+    site = Site(setup)
+    assert (site.describe().site, site.describe().num_patients) == ("hospital-1", 6)
+    request = make_request()
+    reply = site.train(request)
+    assert (reply.status, reply.reason) == (Status.trained, None)
+    assert (reply.site, reply.num_patients) == ("hospital-1", 6)
+    assert reply.weights is not None
+    assert reply.weights.keys() == request.weights.keys()
+    assert models.weights_sha256(reply.weights) != models.weights_sha256(request.weights)
+    assert states(setup) == [State.committed]
+    assert reply.spend is not None
+    event = PoissonGaussianSteps(sampling_rate=0.5, noise_multiplier=2.0, steps=2)
+    assert reply.spend["epsilon"] == pytest.approx(setup.budget.spent([event]))
+    assert reply.spend["unit"] == "patient"
+
+
+def test_epsilon_grows_over_rounds_and_over_restarts(setup: SiteSetup) -> None:
+    found = []
+    for number in (1, 2, 3):
+        spend = Site(setup).train(make_request(number)).spend
+        assert spend is not None
+        found.append(spend["epsilon"])
+    event = PoissonGaussianSteps(sampling_rate=0.5, noise_multiplier=2.0, steps=6)
+    assert found == sorted(set(found))
+    assert found[-1] == pytest.approx(setup.budget.spent([event]))
+
+
+def test_all_weights_are_trained_from_those_of_the_request(setup: SiteSetup) -> None:
+    whole = replace(MODEL, finetune=FinetuneConfig(mode=FinetuneMode.all))
+    setup = replace(setup, model=whole, seeds=SimulatedSeeds(run_seed=1, site="hospital-1"))
+    model = whole.build()
+    request = replace(
+        make_request(optimizer="sgd", noise_multiplier=1.0, learning_rate=1e-7),
+        frozen_sha256=models.frozen_sha256(model),
+        weights={name: 0.5 * w for name, w in models.trainable_weights(model).items()},
+    )
+    reply = Site(setup).train(request)
+    assert reply.weights is not None
+    assert len(reply.weights) > 20
+    for name, value in reply.weights.items():
+        assert np.allclose(value, request.weights[name], atol=1e-5), name
+
+
+def test_the_reservation_is_durable_before_training(
+    setup: SiteSetup, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[list[State]] = []
+
+    def look_then_train(*arguments: Any) -> None:
+        seen.append(states(setup))
+        train_round(*arguments)
+
+    monkeypatch.setattr(site_module, "train_round", look_then_train)
+    assert Site(setup).train(make_request()).status is Status.trained
+    assert seen == [[State.reserved]]
+    assert states(setup) == [State.committed]
+
+
+@pytest.mark.parametrize("error", [RuntimeError, MemoryError, Crash])
+def test_training_that_fails_stays_counted_as_spent(
+    setup: SiteSetup, monkeypatch: pytest.MonkeyPatch, error: type[BaseException]
+) -> None:
+    def fail(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr(site_module, "train_round", fail)
+    with pytest.raises(error):
+        Site(setup).train(make_request())
+    assert states(setup) == [State.reserved]
+    assert not list(setup.replies.glob("*"))
+    with setup.open_ledger(Unit.patient) as ledger:
+        statement = ledger.statement(setup.budget)
+    assert statement.num_open == 1
+    assert statement.epsilon == pytest.approx(setup.budget.spent([event_of(RECIPE)]))
+    assert statement.epsilon_committed == 0
+
+
+def test_after_a_crash_the_same_request_trains_under_the_same_reservation(
+    setup: SiteSetup, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def die(*_: object) -> None:
+        raise Crash
+
+    with monkeypatch.context() as patch:
+        patch.setattr(site_module, "train_round", die)
+        with pytest.raises(Crash):
+            Site(setup).train(make_request())
+    reply = Site(setup).train(make_request())
+    assert reply.status is Status.trained
+    assert states(setup) == [State.committed]
+
+
+def test_a_crash_between_storing_and_commit_sends_what_was_stored(
+    setup: SiteSetup, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def die(*_: object) -> None:
+        raise Crash
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Ledger, "commit", die)
+        with pytest.raises(Crash):
+            Site(setup).train(make_request())
+    (stored,) = setup.replies.glob("*")
+    before = stored.read_bytes()
+    monkeypatch.setattr(site_module, "train_round", no_training)
+    reply = Site(setup).train(make_request())
+    assert reply.status is Status.trained
+    assert stored.read_bytes() == before
+    assert states(setup) == [State.committed]
+
+
+@pytest.mark.parametrize("restart", [False, True])
+def test_a_repeated_request_gets_the_same_bytes_and_spends_nothing(
+    setup: SiteSetup, restart: bool
+) -> None:
+    site = Site(setup)
+    first = site.train(make_request())
+    other = make_request()
+    other = replace(other, weights={name: 2 * w for name, w in other.weights.items()})
+    for request in (make_request(), other):
+        again = (Site(setup) if restart else site).train(request)
+        assert again.status is Status.trained
+        assert same_bytes(first, again)
+        assert again.spend == first.spend
+    assert states(setup) == [State.committed]
+
+
+def test_a_request_repeated_at_the_same_time_is_trained_once(
+    setup: SiteSetup, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    num_trainings = 0
+    together = threading.Barrier(2)
+
+    def slow(*arguments: Any) -> None:
+        nonlocal num_trainings
+        num_trainings += 1
+        try:  # a second training, if there is one, gets the time to come here
+            together.wait(timeout=1)
+        except threading.BrokenBarrierError:
+            pass
+        train_round(*arguments)
+
+    site = Site(setup)
+    monkeypatch.setattr(site_module, "train_round", slow)
+    with ThreadPoolExecutor(2) as pool:
+        first, second = pool.map(site.train, [make_request(), make_request()])
+    assert same_bytes(first, second)
+    assert num_trainings == 1
+
+
+def test_a_repeated_id_with_another_recipe_is_refused(
+    setup: SiteSetup, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    site = Site(setup)
+    site.train(make_request())
+    monkeypatch.setattr(site_module, "train_round", no_training)
+    reply = site.train(make_request(noise_multiplier=1.0))
+    assert_refused(reply, Reason.ledger_unavailable)
+    assert states(setup) == [State.committed]
+
+
+def test_a_reply_lost_after_commit_is_refused_not_trained_anew(
+    setup: SiteSetup, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    site = Site(setup)
+    spend = site.train(make_request()).spend
+    for stored in setup.replies.glob("*"):
+        stored.unlink()
+    monkeypatch.setattr(site_module, "train_round", no_training)
+    reply = site.train(make_request())
+    assert_refused(reply, Reason.bad_request)
+    assert reply.spend == spend
+
+
+def test_a_reply_of_an_earlier_round_is_refused_not_trained_anew(
+    setup: SiteSetup, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    site = Site(setup)
+    for number in (1, 2):
+        site.train(make_request(number))
+    assert len(list(setup.replies.glob("*"))) == 1
+    monkeypatch.setattr(site_module, "train_round", no_training)
+    assert_refused(site.train(make_request(1)), Reason.bad_request)
+    assert site.train(make_request(2)).status is Status.trained
+
+
+def test_a_damaged_stored_reply_is_refused_not_trained_anew(
+    setup: SiteSetup, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    site = Site(setup)
+    site.train(make_request())
+    (stored,) = setup.replies.glob("*")
+    stored.write_bytes(stored.read_bytes()[:20])
+    monkeypatch.setattr(site_module, "train_round", no_training)
+    assert_refused(site.train(make_request()), Reason.ledger_unavailable)
+
+
+def test_an_abandoned_request_is_refused(
+    setup: SiteSetup, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    request = make_request()
+    with setup.open_ledger(Unit.patient) as ledger:
+        ledger.reserve(
+            request_id=request.request_id,
+            events=[event_of(RECIPE)],
+            purpose="train",
+            budget=setup.budget,
+        )
+        ledger.abandon(request.request_id, "never begun")
+    monkeypatch.setattr(site_module, "train_round", no_training)
+    reply = Site(setup).train(request)
+    assert_refused(reply, Reason.bad_request)
+    assert reply.spend is not None
+    assert reply.spend["epsilon"] == 0
+
+
+def test_a_request_past_the_budget_is_refused_and_costs_nothing(
+    setup: SiteSetup, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cost = setup.budget.spent([event_of(RECIPE)])
+    site = Site(replace(setup, budget=replace(setup.budget, epsilon=1.01 * cost)))
+    spend = site.train(make_request(1)).spend
+    monkeypatch.setattr(site_module, "train_round", no_training)
+    reply = site.train(make_request(2))
+    assert_refused(reply, Reason.budget_exceeded)
+    assert reply.spend == spend
+    assert states(setup) == [State.committed]
+
+
+def test_the_stricter_delta_measures(setup: SiteSetup) -> None:
+    lax = Site(setup).train(make_request(1, delta=0.1)).spend
+    assert lax is not None
+    assert lax["delta"] == setup.budget.delta
+    strict = Site(setup).train(make_request(2, delta=1e-6)).spend
+    assert strict is not None
+    assert strict["delta"] == 1e-6
+
+
+def test_an_unavailable_ledger_is_a_refusal(
+    setup: SiteSetup, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(site_module, "train_round", no_training)
+    setup.ledger.parent.parent.joinpath("blocked").write_text("")
+    blocked = replace(setup, ledger=setup.ledger.parent.parent / "blocked" / "x.sqlite")
+    reply = Site(blocked).train(make_request())
+    assert_refused(reply, Reason.ledger_unavailable)
+    assert reply.spend is None
+
+
+def test_a_damaged_ledger_is_a_refusal(setup: SiteSetup, monkeypatch: pytest.MonkeyPatch) -> None:
+    site = Site(setup)
+    site.train(make_request())
+    setup.ledger.with_suffix(".head").write_bytes(b"x")
+    monkeypatch.setattr(site_module, "train_round", no_training)
+    assert_refused(site.train(make_request(2)), Reason.ledger_unavailable)
+
+
+def test_a_ledger_of_other_patients_is_a_refusal(setup: SiteSetup) -> None:
+    Site(setup).train(make_request())
+    other = replace(setup, patient_hashes=patient_hashes(["someone"], bytes(32)))
+    assert_refused(Site(other).train(make_request(2)), Reason.ledger_unavailable)
+
+
+def _mismatches() -> dict[str, TrainRequest]:
+    good = make_request()
+    name = next(iter(good.weights))
+    return {
+        "frozen": replace(good, frozen_sha256="0" * 64),
+        "shape": replace(good, weights={**good.weights, name: np.zeros((3, 3), np.float32)}),
+        "missing": replace(good, weights={k: w for k, w in good.weights.items() if k != name}),
+        "unknown": replace(good, weights={**good.weights, "more": np.zeros(1, np.float32)}),
+        "nan": replace(
+            good, weights={**good.weights, name: np.full_like(good.weights[name], np.nan)}
+        ),
+    }
+
+
+@pytest.mark.parametrize("kind", ["frozen", "shape", "missing", "unknown", "nan"])
+def test_a_model_that_does_not_fit_is_refused_before_anything_is_reserved(
+    setup: SiteSetup, kind: str
+) -> None:
+    site = Site(setup)
+    assert_refused(site.train(_mismatches()[kind]), Reason.model_mismatch)
+    assert states(setup) == []
+    assert site.train(make_request()).status is Status.trained
+
+
+def test_a_model_that_the_engine_does_not_cover_is_refused_before_anything_is_reserved(
+    setup: SiteSetup,
+) -> None:
+    swin = replace(
+        MODEL,
+        config=ModelConfig(
+            architecture="swin_tiny_patch4_window7_224", patch_size=None, window_size=4
+        ),
+        finetune=FinetuneConfig(mode=FinetuneMode.all),
+    )
+    assert_refused(Site(replace(setup, model=swin)).train(make_request()), Reason.model_mismatch)
+    assert states(setup) == []
+
+
+def test_another_unit_than_the_sites_is_refused_and_leaves_the_ledger_alone(
+    setup: SiteSetup,
+) -> None:
+    site = Site(setup)
+    assert_refused(site.train(make_request(unit="image")), Reason.bad_request)
+    assert not setup.ledger.exists()
+    assert site.train(make_request()).status is Status.trained
+
+
+def test_a_site_whose_unit_is_the_image_says_what_that_means_for_a_patient(
+    setup: SiteSetup,
+) -> None:
+    setup = replace(setup, budget=replace(setup.budget, unit=Unit.image))
+    reply = Site(setup).train(make_request(unit="image"))
+    assert reply.status is Status.trained
+    assert reply.spend is not None
+    assert reply.spend["unit"] == "image"
+    assert reply.spend["epsilon_patient"]["epsilon"] > reply.spend["epsilon"]
+
+
+def test_without_privacy_the_release_is_recorded_as_infinite(setup: SiteSetup) -> None:
+    free = replace(setup, budget=replace(setup.budget, epsilon=math.inf))
+    reply = Site(free).train(make_request(mechanism="none", noise_multiplier=0.0))
+    assert reply.status is Status.trained
+    assert reply.spend is not None
+    assert (reply.spend["epsilon"], reply.spend["private"]) == (None, False)
+    with free.open_ledger(Unit.patient) as ledger:
+        (event,) = ledger.events()
+    assert isinstance(event, NonPrivateRelease)
+    # whatever is private afterwards, the patients' guarantee is gone
+    private = Site(free).train(make_request(2))
+    assert private.spend is not None
+    assert private.spend["epsilon"] is None
+
+
+def test_training_without_privacy_is_refused_by_a_site_with_a_budget(
+    setup: SiteSetup, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(site_module, "train_round", no_training)
+    request = make_request(mechanism="none", noise_multiplier=0.0)
+    assert_refused(Site(setup).train(request), Reason.budget_exceeded)
+    assert states(setup) == []
+
+
+def test_privacy_is_not_taken_up_by_a_model_that_trained_without(setup: SiteSetup) -> None:
+    site = Site(replace(setup, budget=replace(setup.budget, epsilon=math.inf)))
+    site.train(make_request(mechanism="none", noise_multiplier=0.0))
+    assert_refused(site.train(make_request(2)), Reason.model_mismatch)
+
+
+def test_simulated_seeds_repeat_a_round_and_system_seeds_never(
+    setup: SiteSetup, tmp_path: Path
+) -> None:
+    def train(name: str, seeds: Any) -> TrainReply:
+        fresh = replace(
+            setup,
+            seeds=seeds,
+            ledger=tmp_path / name / "ledger.sqlite",
+            replies=tmp_path / name / "replies",
+        )
+        return Site(fresh).train(make_request())
+
+    simulated = SimulatedSeeds(run_seed=1, site="hospital-1")
+    assert same_bytes(train("a", simulated), train("b", simulated))
+    assert not same_bytes(train("c", simulated), train("d", replace(simulated, site="h2")))
+    assert not same_bytes(train("e", SystemSeeds()), train("f", SystemSeeds()))
+
+
+def test_units_are_patients_or_single_images() -> None:
+    cohort = make_cohort()
+    assert units(cohort, "patient") is cohort
+    images = units(cohort, "image")
+    assert images.num_patients == len(images.labels) == 10
+    assert images.patients.tolist() == list(range(10))
+    assert images.images is cohort.images
+    assert not set(images.patient_ids) & set(cohort.patient_ids)
+
+
+def test_nothing_of_a_patient_is_in_the_repr_of_a_setup(setup: SiteSetup) -> None:
+    text = repr(setup)
+    assert not any(one in text for one in setup.patient_hashes)
+    assert "p0" not in text

@@ -1,0 +1,161 @@
+from __future__ import annotations
+
+import dataclasses
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from common.config import (
+    Config,
+    DataConfig,
+    FederationConfig,
+    Mechanism,
+    ModelConfig,
+    PhantomConfig,
+    PrivacyConfig,
+    SimulationConfig,
+    StudyKind,
+    TrainingConfig,
+)
+from common.errors import UsageError
+
+NOT_POSITIVE = (0.0, -1.0, math.inf, math.nan)
+OUT_OF_BOUNDS: list[tuple[type[Any], str, str, tuple[Any, ...]]] = [
+    (PhantomConfig, "data.phantom.", "num_train_per_site", (1, -5)),
+    (PhantomConfig, "data.phantom.", "num_val", (1,)),
+    (PhantomConfig, "data.phantom.", "num_test", (1,)),
+    (PhantomConfig, "data.phantom.", "size", (15, 513)),
+    (DataConfig, "data.", "image_size", (7, 1025)),
+    (DataConfig, "data.", "val_fraction", (0.0, 0.5, -0.1, math.nan)),
+    (DataConfig, "data.", "test_fraction", (0.0, 0.5, -0.1, math.nan)),
+    (PrivacyConfig, "privacy.", "epsilon", NOT_POSITIVE),
+    (PrivacyConfig, "privacy.", "noise_multiplier", NOT_POSITIVE),
+    (PrivacyConfig, "privacy.", "budget", NOT_POSITIVE),
+    (PrivacyConfig, "privacy.", "max_grad_norm", NOT_POSITIVE),
+    (PrivacyConfig, "privacy.", "delta", (0.0, 1.0, -1e-5, math.nan)),
+    (PrivacyConfig, "privacy.", "sampling_rate", (0.0, 1.01, -0.1, math.nan)),
+    (PrivacyConfig, "privacy.", "images_per_patient", (0,)),
+    (
+        PrivacyConfig,
+        "privacy.",
+        "site_budgets",
+        (["a"], [":3"], ["a:"], ["a:b"], ["a:-1"], ["a:inf"]),
+    ),
+    (FederationConfig, "federation.", "num_sites", (0,)),
+    (FederationConfig, "federation.", "rounds", (0,)),
+    (FederationConfig, "federation.", "steps_per_round", (0,)),
+    (FederationConfig, "federation.", "timeout_seconds", NOT_POSITIVE),
+    (TrainingConfig, "training.", "learning_rate", NOT_POSITIVE),
+    (TrainingConfig, "training.", "optimizer", ("rmsprop", "")),
+    (TrainingConfig, "training.", "physical_batch", (0,)),
+    (SimulationConfig, "simulation.", "cpus_per_site", NOT_POSITIVE),
+    (SimulationConfig, "simulation.", "gpus_per_site", (-0.5, math.nan)),
+]
+
+
+@pytest.mark.parametrize(
+    ("group", "name", "value"),
+    [
+        pytest.param(group, prefix + name, value, id=f"{prefix}{name}={value}")
+        for group, prefix, name, values in OUT_OF_BOUNDS
+        for value in values
+    ],
+)
+def test_a_value_out_of_bounds_is_named_in_one_line(
+    group: type[Any], name: str, value: object
+) -> None:
+    with pytest.raises(UsageError) as caught:
+        group(**{name.rpartition(".")[2]: value})
+    text = str(caught.value)
+    assert text.startswith(name)
+    assert "\n" not in text
+    assert ": " in text  # what to do about it
+
+
+@pytest.mark.parametrize(
+    ("group", "values"),
+    [
+        (PhantomConfig, {"num_train_per_site": 2, "num_val": 2, "num_test": 2, "size": 16}),
+        (PhantomConfig, {"size": 512}),
+        (DataConfig, {"image_size": 8}),
+        (DataConfig, {"image_size": 1024, "val_fraction": 0.49, "test_fraction": 1e-9}),
+        (PrivacyConfig, {"sampling_rate": 1.0, "images_per_patient": 1, "delta": 0.999}),
+        (FederationConfig, {"num_sites": 1, "rounds": 1, "steps_per_round": 1}),
+        (TrainingConfig, {"optimizer": "sgd", "physical_batch": 1}),
+        (SimulationConfig, {"gpus_per_site": 0.0, "cpus_per_site": 0.1}),
+    ],
+)
+def test_values_at_the_bounds_are_taken(group: type[Any], values: dict[str, Any]) -> None:
+    taken = group(**values)
+    assert {name: getattr(taken, name) for name in values} == values
+
+
+def test_no_bounded_number_is_forgotten() -> None:
+    """Every number of the configuration has a line in the table above, or any value will do."""
+    bounded = {prefix + name for _, prefix, name, _ in OUT_OF_BOUNDS}
+    any_value = {"seed", "data.phantom.seed", "model.patch_size", "model.window_size"}
+
+    def numbers(group: Any, prefix: str = "") -> set[str]:
+        found: set[str] = set()
+        for field in dataclasses.fields(group):
+            value = getattr(group, field.name)
+            if dataclasses.is_dataclass(value):
+                found |= numbers(value, f"{prefix}{field.name}.")
+            elif "int" in str(field.type) or "float" in str(field.type):
+                found.add(prefix + field.name)
+        return found
+
+    assert numbers(Config()) <= bounded | any_value
+
+
+def test_a_table_study_needs_its_folder() -> None:
+    with pytest.raises(UsageError, match=r"data\.root is not set"):
+        DataConfig(kind=StudyKind.table)
+    assert DataConfig(kind=StudyKind.table, root=Path("x")).root == Path("x")
+
+
+def test_initial_weights_need_a_word_on_why_they_are_public() -> None:
+    for word in (None, ""):
+        with pytest.raises(UsageError, match=r"model\.weights_public is not set"):
+            ModelConfig(weights=Path("w"), weights_public=word)
+    assert ModelConfig(weights=Path("w"), weights_public="ImageNet").weights == Path("w")
+
+
+def test_private_training_needs_a_noise() -> None:
+    with pytest.raises(UsageError, match="both unset"):
+        PrivacyConfig(epsilon=None)
+    assert not PrivacyConfig(epsilon=None, mechanism=Mechanism.none).private
+    assert PrivacyConfig(epsilon=None, noise_multiplier=1.0).epsilon_target is None
+
+
+caps = st.none() | st.floats(0.1, 100)
+
+
+@given(site=caps, budget=caps, epsilon=st.floats(0.1, 100), noise=caps)
+def test_the_nearest_cap_wins(
+    site: float | None, budget: float | None, epsilon: float, noise: float | None
+) -> None:
+    privacy = PrivacyConfig(
+        epsilon=epsilon,
+        noise_multiplier=noise,
+        budget=budget,
+        site_budgets=[] if site is None else [f"a:{site!r}"],
+    )
+    target = epsilon if noise is None else math.inf
+    everywhere = target if budget is None else budget
+    assert privacy.budget_of("a") == (everywhere if site is None else site)
+    assert privacy.budget_of("b") == everywhere
+
+
+def test_without_privacy_nothing_is_capped() -> None:
+    privacy = PrivacyConfig(mechanism=Mechanism.none, budget=3.0, site_budgets=["a:1"])
+    assert privacy.budget_of("a") == privacy.budget_of("b") == math.inf
+    assert privacy.epsilon_target is None
+
+
+def test_a_site_name_may_hold_a_colon() -> None:
+    assert PrivacyConfig(site_budgets=["ward:7:2.5"]).caps() == {"ward:7": 2.5}

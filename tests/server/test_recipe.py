@@ -1,0 +1,107 @@
+from __future__ import annotations
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from common.config import (
+    AccountantName,
+    Config,
+    FederationConfig,
+    Mechanism,
+    PrivacyConfig,
+    TrainingConfig,
+)
+from common.messages import Recipe
+from common.privacy import accountants
+from common.privacy.events import PoissonGaussianSteps
+from server.recipe import default_delta, plan
+
+
+def config(privacy: PrivacyConfig, *, rounds: int = 4, steps: int = 5) -> Config:
+    return Config(
+        privacy=privacy, federation=FederationConfig(rounds=rounds, steps_per_round=steps)
+    )
+
+
+def epsilon(recipe: Recipe, rounds: int) -> float:
+    event = PoissonGaussianSteps(
+        sampling_rate=recipe.sampling_rate,
+        noise_multiplier=recipe.noise_multiplier,
+        steps=rounds * recipe.steps,
+    )
+    return accountants.build(recipe.accountant).epsilon([event], recipe.delta)
+
+
+@pytest.mark.parametrize("accountant", AccountantName)
+@pytest.mark.parametrize(("target", "rounds", "rate"), [(8.0, 8, 0.25), (1.0, 3, 0.5)])
+def test_all_planned_rounds_end_at_or_just_below_the_target(
+    accountant: AccountantName, target: float, rounds: int, rate: float
+) -> None:
+    privacy = PrivacyConfig(epsilon=target, sampling_rate=rate, accountant=accountant)
+    recipe = plan(config(privacy, rounds=rounds), num_patients=600)
+    assert recipe.accountant == accountant.value
+    assert 0.99 * target <= epsilon(recipe, rounds) <= target
+    assert epsilon(recipe, rounds + 1) > target
+
+
+def test_a_fixed_noise_is_taken_as_it_is_and_epsilon_grows() -> None:
+    privacy = PrivacyConfig(epsilon=8.0, noise_multiplier=0.7)
+    short, long = (plan(config(privacy, rounds=n), num_patients=600) for n in (2, 4))
+    assert short == long
+    assert short.noise_multiplier == 0.7
+    assert epsilon(short, 4) > epsilon(short, 2)
+
+
+def test_without_privacy_there_is_no_noise() -> None:
+    privacy = PrivacyConfig(mechanism=Mechanism.none, noise_multiplier=0.7)
+    recipe = plan(config(privacy), num_patients=600)
+    assert not recipe.private
+    assert (recipe.mechanism, recipe.noise_multiplier) == ("none", 0.0)
+
+
+@given(st.integers(1, 10**7))
+def test_delta_stays_below_one_over_the_number_of_patients(num_patients: int) -> None:
+    delta = default_delta(num_patients)
+    assert 0 < delta <= 1e-5
+    assert delta < 1 / num_patients
+
+
+def test_default_delta_by_hand() -> None:
+    assert default_delta(600) == 1e-5
+    assert default_delta(10**6) == pytest.approx(10**-6.6)
+
+
+def test_a_given_delta_wins() -> None:
+    assert plan(config(PrivacyConfig(noise_multiplier=1.0)), num_patients=10**6).delta < 1e-6
+    given = PrivacyConfig(noise_multiplier=1.0, delta=1e-4)
+    assert plan(config(given), num_patients=10**6).delta == 1e-4
+
+
+@settings(deadline=None)
+@given(
+    st.integers(1, 50), st.floats(0.01, 1.0), st.integers(1, 8), st.sampled_from(["sgd", "adam"])
+)
+def test_the_rest_is_what_the_configuration_says(
+    steps: int, rate: float, images: int, optimizer: str
+) -> None:
+    privacy = PrivacyConfig(
+        noise_multiplier=1.5, sampling_rate=rate, images_per_patient=images, max_grad_norm=0.3
+    )
+    whole = config(privacy, steps=steps)
+    whole.training = TrainingConfig(optimizer=optimizer, learning_rate=0.02, physical_batch=3)
+    recipe = plan(whole, num_patients=10)
+    assert recipe.to_dict() == {
+        "mechanism": "dp_sgd",
+        "unit": "patient",
+        "accountant": "pld",
+        "delta": 1e-5,
+        "sampling_rate": rate,
+        "noise_multiplier": 1.5,
+        "steps": steps,
+        "max_grad_norm": 0.3,
+        "images_per_patient": images,
+        "optimizer": optimizer,
+        "learning_rate": 0.02,
+        "physical_batch": 3,
+    }
