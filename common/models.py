@@ -10,8 +10,8 @@ from typing import Any, cast
 import numpy as np
 import timm
 import torch
-from safetensors import safe_open
-from torch import Tensor, nn
+from safetensors import SafetensorError, safe_open
+from torch import nn
 
 from common.config import FinetuneConfig, FinetuneMode, ModelConfig
 from common.errors import UsageError
@@ -40,13 +40,11 @@ def build(
     for name in ("patch_size", "window_size"):
         if getattr(config, name) is not None:
             options[name] = getattr(config, name)
-    with _seeded(seed):
-        try:
-            model = timm.create_model(config.architecture, pretrained=False, **options)
-        except (RuntimeError, TypeError, AssertionError, ValueError, KeyError) as error:
-            raise UsageError(
-                f"model.architecture={config.architecture} cannot be built with {options}: {error}"
-            ) from error
+    model = _create(config, options, seed)
+    if config.weights is not None:
+        options |= _weights_options(config, model, num_classes)
+        model = _create(config, options, seed)
+        _check_all_loaded(config, model, _create(config, options, seed + 1))
     modules = cast("Iterator[tuple[str, nn.Module]]", model.named_modules())
     for name, module in modules:
         if isinstance(module, _BATCH_NORMS):
@@ -54,8 +52,6 @@ def build(
                 f"model.architecture={config.architecture}: layer {name} is a BatchNorm, which "
                 "mixes patients of a batch; choose a model with LayerNorm or GroupNorm"
             )
-    if config.weights is not None:
-        _load_public_weights(model, config)
     _mark_trainable(model, finetune)
     return model
 
@@ -71,30 +67,52 @@ def _seeded(seed: int) -> Generator[None]:
         torch.set_rng_state(state)
 
 
-def _load_public_weights(model: nn.Module, config: ModelConfig) -> None:
+def _create(config: ModelConfig, options: Mapping[str, Any], seed: int) -> nn.Module:
+    with _seeded(seed):
+        try:
+            return timm.create_model(config.architecture, **options)
+        except (RuntimeError, TypeError, AssertionError, ValueError, KeyError) as error:
+            reason = " ".join(str(error).split())[:300]
+            given = {k: v for k, v in options.items() if not k.startswith("pretrained")}
+            source = f" with model.weights={config.weights}" if "pretrained" in options else ""
+            raise UsageError(
+                f"model.architecture={config.architecture} cannot be built from {given}{source}: "
+                f"{reason}"
+            ) from error
+
+
+def _weights_options(config: ModelConfig, model: nn.Module, num_classes: int) -> dict[str, Any]:
+    """Options of timm that load a file: it adapts channels, positions and windows itself.
+
+    A head with our number of classes is kept, any other is drawn anew.
+    """
     path = config.weights
     assert path is not None
     if not path.is_file():
         raise UsageError(f"model.weights={path}: no such file")
-    state = cast("dict[str, Tensor]", model.state_dict())
+    head = _head_names(model)
     try:
         with cast("Any", safe_open(str(path), framework="pt")) as file:
-            loaded = {
-                str(name): cast("Tensor", file.get_tensor(name)).float()
-                for name in cast("list[str]", file.keys())
-            }
-    except Exception as error:
+            names = set(cast("list[str]", file.keys()))
+            rows = [int(file.get_slice(name).get_shape()[0]) for name in head & names]
+    except SafetensorError as error:
         raise UsageError(f"model.weights={path}: not a safetensors file ({error})") from error
+    keeps_head = bool(rows) and head <= names and set(rows) == {num_classes}
+    source = {"file": str(path), "num_classes": num_classes if keeps_head else 0}
+    return {"pretrained": True, "pretrained_cfg_overlay": source}
+
+
+def _check_all_loaded(config: ModelConfig, model: nn.Module, other: nn.Module) -> None:
+    """Weights that depend on the seed did not come from the file; only the head may."""
+    head, drawn = _head_names(model), other.state_dict()
+    for name, tensor in model.state_dict().items():
+        if name not in head and not torch.equal(tensor, drawn[name]):
+            raise UsageError(f"model.weights={config.weights}: {name} is missing")
+
+
+def _head_names(model: nn.Module) -> set[str]:
     heads = set(_head(model).parameters())
-    head = {name for name, parameter in model.named_parameters() if parameter in heads}
-    fits = {k: v for k, v in loaded.items() if k in state and state[k].shape == v.shape}
-    missing = [k for k in state if k not in fits and k not in head]
-    if missing:
-        raise UsageError(
-            f"model.weights={path}: {len(missing)} tensors are missing or of another shape, "
-            f"the first is {missing[0]}"
-        )
-    model.load_state_dict(fits, strict=False)
+    return {name for name, parameter in model.named_parameters() if parameter in heads}
 
 
 def _head(model: nn.Module) -> nn.Module:

@@ -57,6 +57,8 @@ def report(
         result = json.loads(paths.result.read_text())
     except (OSError, ValueError) as error:
         raise UsageError(f"{paths.result}: no result of a run ({error})") from error
+    if not isinstance(result, dict):
+        raise UsageError(f"{paths.result}: no result of a run")
     write(result, paths.report)
     typer.echo(paths.report)
 

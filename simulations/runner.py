@@ -62,6 +62,7 @@ def _end_with_parent() -> None:
 
 
 def _simulate(config: Config, run_dir: RunDir, ray_dir: Path, observe: Observe) -> None:
+    ray = _RayStart(config, ray_dir)
     observe({"event": "stage", "text": f"reading the study {config.data.name}"})
     from simulations.sites import SimulatedSites, prepare, shared_model
 
@@ -98,8 +99,9 @@ def _simulate(config: Config, run_dir: RunDir, ray_dir: Path, observe: Observe) 
         num_classes=hospitals.num_classes,
     )
     observe({"event": "stage", "text": "starting Ray"})
+    ray.wait()
     try:
-        outcome = _run_flower(config, start, sites, ray_dir)
+        outcome = _run_flower(config, start, sites)
     except RunFailed:
         fail(hospitals, sites)
         raise
@@ -125,8 +127,49 @@ def _check_engine(config: Config, num_classes: int) -> None:
         ) from error
 
 
-def _run_flower(config: Config, start: Any, sites: Any, ray_dir: Path) -> Any:
-    """Flower's simulation engine, in this process.
+class _RayStart:
+    """Starts Ray for this run alone while the study is being read; Flower's engine joins it.
+
+    Ray's processes end with the *thread* that started them, so this one stays.
+    """
+
+    def __init__(self, config: Config, ray_dir: Path) -> None:
+        self._config = config
+        self._ray_dir = ray_dir
+        self._error: Exception | None = None
+        self._done = threading.Event()
+        threading.Thread(target=self._start, daemon=True).start()
+
+    def _start(self) -> None:
+        wanted = self._config.simulation.cpus_per_site * self._config.federation.num_sites
+        try:
+            import ray
+
+            ray.init(
+                address="local",
+                num_cpus=max(1, int(min(os.cpu_count() or 1, wanted))),
+                include_dashboard=False,
+                logging_level="WARNING",
+                _temp_dir=str(self._ray_dir),
+            )
+        except Exception as error:
+            self._error = error
+        self._done.set()
+        threading.Event().wait()
+
+    def wait(self) -> None:
+        """Return when Ray runs.
+
+        Raises:
+            RunFailed: if it could not be started.
+        """
+        self._done.wait()
+        if self._error is not None:
+            raise RunFailed(f"Ray did not start: {self._error}")
+
+
+def _run_flower(config: Config, start: Any, sites: Any) -> Any:
+    """Flower's simulation engine, in this process, on the Ray that is running.
 
     `flwr run` would start the same engine behind a SuperLink that it leaves running, in the
     working directory of whoever started that first.
@@ -138,7 +181,6 @@ def _run_flower(config: Config, start: Any, sites: Any, ray_dir: Path) -> Any:
 
     outcomes: list[Any] = []
     resources = config.simulation
-    cpus = min(os.cpu_count() or 1, resources.cpus_per_site * config.federation.num_sites)
     run_simulation(
         server_app=build_server(start, outcomes.append),
         client_app=build_client(sites),
@@ -147,13 +189,6 @@ def _run_flower(config: Config, start: Any, sites: Any, ray_dir: Path) -> Any:
             "client_resources": {
                 "num_cpus": resources.cpus_per_site,
                 "num_gpus": resources.gpus_per_site,
-            },
-            "init_args": {
-                "address": "local",
-                "num_cpus": max(1, int(cpus)),
-                "include_dashboard": False,
-                "log_to_driver": True,
-                "_temp_dir": str(ray_dir),
             },
         },
     )

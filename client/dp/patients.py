@@ -60,7 +60,7 @@ class PatientBatch:
         """
         counts = torch.bincount(self.patients, minlength=self.num_patients)
         starts = torch.cumsum(counts, 0) - counts
-        slot = torch.arange(len(values)) - starts[self.patients]
+        slot = torch.arange(len(values), device=values.device) - starts[self.patients]
         side = values.new_zeros((self.num_patients, int(counts.max()), *values.shape[1:]))
         side[self.patients, slot] = values
         return side.flatten(1, 2)

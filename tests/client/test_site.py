@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -248,10 +249,9 @@ def test_a_request_repeated_at_the_same_time_is_trained_once(
     def slow(*arguments: Any) -> None:
         nonlocal num_trainings
         num_trainings += 1
-        try:  # a second training, if there is one, gets the time to come here
+        # a second training, if there is one, gets the time to come here
+        with contextlib.suppress(threading.BrokenBarrierError):
             together.wait(timeout=1)
-        except threading.BrokenBarrierError:
-            pass
         train_round(*arguments)
 
     site = Site(setup)
@@ -309,9 +309,7 @@ def test_a_damaged_stored_reply_is_refused_not_trained_anew(
     assert_refused(site.train(make_request()), Reason.ledger_unavailable)
 
 
-def test_an_abandoned_request_is_refused(
-    setup: SiteSetup, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_abandoned_request_is_refused(setup: SiteSetup, monkeypatch: pytest.MonkeyPatch) -> None:
     request = make_request()
     with setup.open_ledger(Unit.patient) as ledger:
         ledger.reserve(

@@ -250,7 +250,10 @@ class Doubling(nn.Linear):
         (nn.ConvTranspose2d(4, 4, 2), "layer.weight, layer.bias (ConvTranspose2d)"),
         (nn.ConvTranspose2d(1, 1, 2, bias=False), "layer.weight (ConvTranspose2d)"),
         (nn.Conv2d(4, 4, 3, groups=2), "layer.weight, layer.bias (Conv2d)"),
-        (nn.Conv2d(4, 4, 3, padding=1, padding_mode="reflect"), "layer.weight, layer.bias (Conv2d)"),
+        (
+            nn.Conv2d(4, 4, 3, padding=1, padding_mode="reflect"),
+            "layer.weight, layer.bias (Conv2d)",
+        ),
         (nn.PReLU(), "layer.weight (PReLU)"),
         (nn.MultiheadAttention(4, 2), "layer.in_proj_weight, layer.in_proj_bias (Multihead"),
         (LayerNorm2d(4), "layer.weight, layer.bias (LayerNorm2d)"),

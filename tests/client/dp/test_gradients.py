@@ -158,7 +158,7 @@ def test_a_step_is_opacus_step(build: Build, sigma: float) -> None:
     assert_close(ours, update_of(reference, take))
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=10, deadline=None)
 @given(st.lists(st.lists(st.integers(1, 4), min_size=1, max_size=3), max_size=3))
 def test_a_step_is_brute_force(groups: list[list[int]]) -> None:
     batches = [make_batch(counts, seed) for seed, counts in enumerate(groups)]
@@ -242,34 +242,40 @@ def test_one_patients_influence_is_at_most_the_clipping_norm(
     images = 10**exponent * torch.randn(num_images, 1, 32, 32, generator=generator)
     with torch.no_grad():
         for parameter in model.parameters():
-            parameter *= 10 ** (exponent / 2)
+            parameter.mul_(10 ** (exponent / 2))
     labels = torch.randint(0, 2, (num_images,), generator=generator)
     assert influence(model, [num_images], images, labels) <= 1.0 + 1e-4
 
 
-@pytest.mark.parametrize("kind", ["linear", "norm", "bias"])
-@pytest.mark.parametrize("seed", range(5))
-def test_images_that_cancel_hide_nothing_from_the_clipping(kind: str, seed: int) -> None:
-    """Weights of the server's choice and two nearly equal images with unequal labels.
+@pytest.mark.parametrize(
+    ("kind", "num_images", "shift"), [("linear", 2, 1e-4), ("linear", 8, 1e-7), ("norm", 8, 1e-7)]
+)
+@pytest.mark.parametrize("seed", range(20))
+def test_images_that_cancel_hide_nothing_from_the_clipping(
+    kind: str, num_images: int, shift: float, seed: int
+) -> None:
+    """Weights of the server's choice and nearly equal images with unequal labels.
 
     Each image's gradient is huge, their mean is small beside it, and what rounding leaves of the
     norm could be zero, while the gradient is thousands of times the clipping norm.
     """
     torch.manual_seed(seed)
-    layer = {"linear": nn.Linear(64, 40), "norm": nn.LayerNorm(64), "bias": nn.Linear(64, 40)}[kind]
-    head = nn.Linear(40 if kind != "norm" else 64, 2)
+    layer = {"linear": nn.Linear(64, 40), "norm": nn.LayerNorm(64)}[kind]
+    head = nn.Linear(40 if kind == "linear" else 64, 2)
     model = nn.Sequential(nn.Flatten(), layer, head)
     with torch.no_grad():
         for parameter in layer.parameters():
             parameter.zero_()
         head.bias.zero_()
-        head.weight *= 1e7
+        head.weight *= 1e7 if num_images == 2 else 1e8
     head.requires_grad_(False)
-    if kind == "bias":
-        layer.weight.requires_grad_(False)
     image = torch.rand(1, 1, 8, 8) * 2 - 1
-    images = torch.cat([image, image + 1e-4 * torch.randn_like(image)])
-    assert influence(model, [2], images, torch.tensor([0, 1])) <= 1.0 + 1e-4
+    if num_images == 2:
+        images = torch.cat([image, image + shift * torch.randn_like(image)])
+    else:
+        images = image + shift * torch.randn(num_images, 1, 8, 8)
+    labels = torch.arange(num_images) % 2
+    assert influence(model, [num_images], images, labels) <= 1.0 + 1e-4
 
 
 def test_clip_factors_shorten_to_the_bound_and_never_lengthen() -> None:

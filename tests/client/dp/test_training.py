@@ -169,9 +169,7 @@ def test_physical_batches_hold_whole_patients_up_to_the_limit(
 def test_physical_batches_do_not_change_the_update(mechanism: str) -> None:
     cohort = make_cohort([1, 2, 3, 4, 1, 2])
     recipe = make_recipe(mechanism=mechanism, max_grad_norm=0.2, learning_rate=0.1)
-    updates = [
-        update_of(cohort, replace(recipe, physical_batch=size)) for size in (1, 3, 1000)
-    ]
+    updates = [update_of(cohort, replace(recipe, physical_batch=size)) for size in (1, 3, 1000)]
     for other in updates[1:]:
         assert float((other - updates[0]).norm()) <= 1e-5 * float(updates[0].norm())
 
@@ -224,9 +222,7 @@ def test_the_divisor_is_the_expected_number_of_patients_not_the_drawn_one() -> N
 
 def noise_of(sigma: float, clip: float, seed: int = 2) -> torch.Tensor:
     """(d,) the noise of one step in which nobody is drawn, before division."""
-    recipe = make_recipe(
-        sampling_rate=1e-9, noise_multiplier=sigma, max_grad_norm=clip, steps=1
-    )
+    recipe = make_recipe(sampling_rate=1e-9, noise_multiplier=sigma, max_grad_norm=clip, steps=1)
     update = update_of(make_cohort([1] * 4), recipe, noise=seed, hidden=600)
     return -update * (1e-9 * 4)
 
