@@ -21,10 +21,12 @@ from common.config import FinetuneConfig, ModelConfig, Unit
 from common.errors import LedgerError, Refusal, UsageError
 from common.files import write_atomically
 from common.messages import Reason, Recipe, SiteDescription, Status, TrainReply, TrainRequest
+from common.privacy.book import BookedLedger, LedgerBook
 from common.privacy.budget import Budget
 from common.privacy.chain import State
 from common.privacy.cohort import fingerprint_of
 from common.privacy.events import Event, NonPrivateRelease, PoissonGaussianSteps
+from common.privacy.ledger import Cohort as LedgerCohort
 from common.privacy.ledger import Ledger
 from common.seeds import SeedSource
 
@@ -58,7 +60,8 @@ class SiteSetup:
         name: public name of the site.
         cohort: training images (private).
         patient_hashes: keyed hashes of the cohort's patients; the ledger's subject.
-        ledger: path of the cohort's ledger.
+        ledger: path of the cohort's ledger, if ``book`` is not given.
+        book: folder of all ledgers of the site, where cohorts that overlap are charged together.
         replies: folder of replies that a repeated request gets again.
         budget: the site's own cap.
         model: how to build the shared model.
@@ -69,24 +72,33 @@ class SiteSetup:
     cohort: Cohort
     patient_hashes: tuple[str, ...] = field(repr=False)
     ledger: Path
+    book: Path | None = None
     replies: Path
     budget: Budget
     model: SiteModel
     seeds: SeedSource
 
-    def open_ledger(self, unit: Unit) -> Ledger:
+    def open_ledger(self, unit: Unit) -> Ledger | BookedLedger:
         """The cohort's ledger, verified.
 
         Raises:
             LedgerError: if it cannot be opened or trusted.
         """
         counts = np.bincount(self.cohort.patients)
-        return Ledger.open(
-            self.ledger,
-            cohort=fingerprint_of(self.patient_hashes),
+        about = LedgerCohort(
+            fingerprint=fingerprint_of(self.patient_hashes),
             unit=unit,
             images_per_patient=int(counts.max()) if unit is Unit.image else 1,
             patient_hashes=self.patient_hashes,
+        )
+        if self.book is not None:
+            return LedgerBook.at(self.book).open_booked(about)
+        return Ledger.open(
+            self.ledger,
+            cohort=about.fingerprint,
+            unit=about.unit,
+            images_per_patient=about.images_per_patient,
+            patient_hashes=about.patient_hashes,
         )
 
 
@@ -122,7 +134,7 @@ class Site:
         except LedgerError:
             return self._refuse(request, Reason.ledger_unavailable, None)
 
-    def _train(self, request: TrainRequest, ledger: Ledger) -> TrainReply:
+    def _train(self, request: TrainRequest, ledger: Ledger | BookedLedger) -> TrainReply:
         trainee = self._prepared(request)
         reservation = ledger.reserve(
             request_id=request.request_id,
@@ -196,10 +208,12 @@ class Site:
     def _budget(self, recipe: Recipe) -> Budget:
         return replace(self._setup.budget, delta=min(self._setup.budget.delta, recipe.delta))
 
-    def _spend(self, recipe: Recipe, ledger: Ledger) -> dict[str, object]:
+    def _spend(self, recipe: Recipe, ledger: Ledger | BookedLedger) -> dict[str, object]:
         return ledger.statement(self._budget(recipe)).to_dict()
 
-    def _refuse(self, request: TrainRequest, reason: Reason, ledger: Ledger | None) -> TrainReply:
+    def _refuse(
+        self, request: TrainRequest, reason: Reason, ledger: Ledger | BookedLedger | None
+    ) -> TrainReply:
         return TrainReply(
             site=self._setup.name,
             status=Status.refused,

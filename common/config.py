@@ -283,10 +283,15 @@ class TrainingConfig:
 
 @dataclass(kw_only=True)
 class SimulationConfig:
-    """What each simulated hospital may use of this machine."""
+    """What each simulated hospital may use of this machine, and where its ledgers live.
+
+    With ``ledger_dir`` a hospital's ledgers are in ``ledger_dir/SITE`` and outlive the run, so that
+    a later run on the same patients starts with what was spent; without it each run has its own.
+    """
 
     cpus_per_site: float = 1.0
     gpus_per_site: float = 0.0
+    ledger_dir: Path | None = None
 
     def __post_init__(self) -> None:
         _require_positive("simulation.cpus_per_site", self.cpus_per_site)

@@ -37,6 +37,7 @@ class Reason(StrEnum):
     bad_request = "bad_request"
     internal_error = "internal_error"
     no_reply = "no_reply"
+    bad_statement = "bad_statement"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

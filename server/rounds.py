@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,7 @@ from common.messages import (
 )
 from server.checkpoint import Checkpoint, save_checkpoint
 from server.recipe import plan
+from server.spend import SpendTracker
 from server.strategy import aggregate, build
 
 _POLL_SECONDS = 0.1
@@ -76,6 +77,7 @@ class Outcome:
 class _Answer:
     reply: TrainReply
     message: Message | None = field(default=None, repr=False)
+    problems: tuple[str, ...] = ()
 
 
 def run(grid: Grid, start: Start) -> Outcome:
@@ -102,13 +104,15 @@ def run(grid: Grid, start: Start) -> Outcome:
     strategy = build(start.config.strategy)
     checkpoint = start.checkpoint
     gone = _refused_for_good(checkpoint.history)
+    spend = SpendTracker(checkpoint.history)
     while checkpoint.round < start.config.federation.rounds:
         asked = {name: node for name, (node, _) in roster.items() if name not in gone}
         if not asked:
             break
         began = time.monotonic()
         number = checkpoint.round + 1
-        answers = _ask(_Asked(grid=grid, start=start, sites=sites, nodes=asked), checkpoint, recipe)
+        question = _Asked(grid=grid, start=start, sites=sites, nodes=asked, spend=spend)
+        answers = _ask(question, checkpoint, recipe)
         trained = {n: a.message for n, a in answers.items() if a.message is not None}
         gone |= {n for n, a in answers.items() if a.reply.reason is Reason.budget_exceeded}
         if not trained and not gone >= set(asked):
@@ -171,6 +175,7 @@ class _Asked:
     start: Start
     sites: Mapping[str, SiteDescription]
     nodes: Mapping[str, int]
+    spend: SpendTracker
 
 
 def _ask(asked: _Asked, checkpoint: Checkpoint, recipe: Recipe) -> dict[str, _Answer]:
@@ -195,7 +200,7 @@ def _ask(asked: _Asked, checkpoint: Checkpoint, recipe: Recipe) -> dict[str, _An
             from_site = message.metadata.src_node_id == node
             answer = _failed(name, Reason.internal_error if from_site else Reason.no_reply)
         else:
-            answer = _read_answer(asked.sites[name], request, message)
+            answer = _read_answer(asked, name, request, message)
         answers[name] = answer
         start.observe(
             {"event": "site", "round": request.round, "site": name, **_record(answer.reply)}
@@ -205,12 +210,15 @@ def _ask(asked: _Asked, checkpoint: Checkpoint, recipe: Recipe) -> dict[str, _An
     return answers
 
 
-def _read_answer(site: SiteDescription, request: TrainRequest, message: Message) -> _Answer:
+def _read_answer(asked: _Asked, name: str, request: TrainRequest, message: Message) -> _Answer:
     try:
         reply = wire.read_reply(message.content)
-        _check_reply(reply, site, request)
+        _check_reply(reply, asked.sites[name], request)
     except ValueError:
-        return _failed(site.site, Reason.bad_request)
+        return _failed(name, Reason.bad_request)
+    problems = asked.spend.take(reply, request.recipe)
+    if problems:
+        return replace(_failed(name, Reason.bad_statement), problems=problems)
     if reply.status is not Status.trained:
         return _Answer(reply=reply)
     # Only what was checked reaches the strategy, not what else the message carried.
@@ -268,7 +276,14 @@ def _site_records(
     answers: Mapping[str, _Answer], history: tuple[dict[str, Any], ...], gone: set[str]
 ) -> dict[str, dict[str, Any]]:
     """This round's answers, and the last answer of sites that left before."""
-    records = {name: _record(answer.reply) for name, answer in answers.items()}
+    records = {
+        name: {
+            **_record(answer.reply),
+            "statement": answer.reply.spend,
+            "problems": list(answer.problems),
+        }
+        for name, answer in answers.items()
+    }
     last = history[-1]["sites"] if history else {}
     for name in gone - set(records):
         records[name] = last[name]

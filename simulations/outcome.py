@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import platform
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from importlib.metadata import version
 from typing import Any
@@ -18,6 +18,8 @@ from common.files import write_atomically
 from common.messages import Recipe
 from common.models import weights_sha256
 from common.privacy import accountants
+from common.privacy.chain import Entry
+from common.privacy.events import Event
 from common.seeds import derive_seed
 from server.checkpoint import Checkpoint, latest_checkpoint
 from server.recipe import plan
@@ -129,10 +131,13 @@ def _site_spend(
     budget = sites.config.privacy.budget_of(name)
     with sites.setup(name).open_ledger(Unit(recipe.unit)) as ledger:
         events = ledger.events()
-    epsilon = accountants.build(recipe.accountant).epsilon(events, recipe.delta)
+        own = _of_run(ledger.entries(), sites.run_dir.run_id.read_text().strip())
+    accountant = accountants.build(recipe.accountant)
+    epsilon = accountant.epsilon(events, recipe.delta)
     spend: dict[str, Any] = {
         "num_patients": num_patients,
         "epsilon": _finite(epsilon),
+        "epsilon_this_run": _finite(accountant.epsilon(own, recipe.delta)),
         "epsilon_budget": _finite(budget),
     }
     if spend["epsilon"] is not None:
@@ -140,6 +145,12 @@ def _site_spend(
         spend["epsilon_rdp"] = _finite(rdp)
         spend["tpr_bound_at_fpr"] = _tpr_bounds(events)
     return spend
+
+
+def _of_run(entries: Sequence[Entry], run_id: str) -> list[Event]:
+    """What was charged for requests of this run, other runs and cohorts left out."""
+    mine = [e for e in entries if not e.origin and e.request_id.startswith(f"{run_id}/")]
+    return [event for entry in mine for event in entry.events]
 
 
 def _tpr_bounds(events: Any) -> Mapping[str, float]:

@@ -16,6 +16,7 @@ _MECHANISMS = {"dp_sgd": "DP-SGD"}
 _REASONS = {
     "budget_exceeded": "one more round would have passed its privacy budget",
     "refused": "the hospital declined",
+    "bad_statement": "its statement of what it had spent did not hold",
 }
 
 _PRIVACY = (

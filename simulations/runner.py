@@ -8,6 +8,7 @@ processes with it.
 from __future__ import annotations
 
 import json
+import logging
 import os
 import sys
 import threading
@@ -149,7 +150,7 @@ class _RayStart:
                 address="local",
                 num_cpus=max(1, int(min(os.cpu_count() or 1, wanted))),
                 include_dashboard=False,
-                logging_level="WARNING",
+                logging_level=logging.WARNING,
                 _temp_dir=str(self._ray_dir),
             )
         except Exception as error:

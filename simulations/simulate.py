@@ -81,6 +81,10 @@ def _open_run(config: Config) -> tuple[RunDir, Config, bool]:
         raise UsageError(f"run_dir={path}: not empty; choose another, or resume={path}")
     if config.data.root is not None and not config.data.root.is_dir():
         raise UsageError(f"data.root={config.data.root}: no such folder")
+    ledger_dir = config.simulation.ledger_dir
+    if ledger_dir is not None and ledger_dir.exists() and not ledger_dir.is_dir():
+        raise UsageError(f"simulation.ledger_dir={ledger_dir}: not a folder")
+    config.simulation.ledger_dir = ledger_dir and ledger_dir.absolute()
     config.data.root = config.data.root and config.data.root.absolute()
     config.model.weights = config.model.weights and config.model.weights.absolute()
     config.run_dir = path

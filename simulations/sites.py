@@ -15,8 +15,9 @@ from client.data.cohort import Cohort, load_cohort
 from client.data.split import split_patients
 from client.data.study import Record, Study, build
 from common.config import Config
-from common.errors import UsageError
+from common.errors import LedgerError, UsageError
 from common.files import write_atomically
+from common.privacy.book import KEY_NAME, LedgerBook
 from common.privacy.budget import Budget
 from common.privacy.cohort import patient_hashes
 from common.seeds import SimulatedSeeds, derive_seed
@@ -71,7 +72,7 @@ def prepare(config: Config, run_dir: RunDir) -> Hospitals:
     num_images = 0
     for original, name in sorted(names.items(), key=lambda item: item[1]):
         cohort = load_cohort(study, shares[original], image_size=config.data.image_size)
-        _save_cohort(cohort, name, run_dir)
+        _save_cohort(cohort, name, run_dir, _cohort_key(config, run_dir, name, cohort))
         sites[name] = cohort.num_patients
         num_images += len(cohort.labels)
     return Hospitals(
@@ -104,13 +105,38 @@ def _check_site_budgets(config: Config, sites: tuple[str, ...]) -> None:
         )
 
 
-def _save_cohort(cohort: Cohort, site: str, run_dir: RunDir) -> None:
+def _book(config: Config, site: str) -> Path | None:
+    folder = config.simulation.ledger_dir
+    return None if folder is None else folder / site
+
+
+def _cohort_key(config: Config, run_dir: RunDir, site: str, cohort: Cohort) -> bytes:
+    """The key under which the site's ledgers know its patients."""
+    folder = _book(config, site)
+    if folder is None:
+        return _site_key(run_dir.ledger(site).with_suffix(".cohort-key"))
+    try:
+        key = LedgerBook.at(folder).key.cohort_key
+        for other in sorted(folder.parent.glob(f"*/{KEY_NAME}")):
+            book = LedgerBook.at(other.parent)
+            moved = 0 if other.parent == folder else book.num_known(cohort.patient_ids)
+            if moved:
+                raise UsageError(
+                    f"simulation.ledger_dir={folder.parent}: {moved} patients of {site} are in "
+                    f"ledgers of {other.parent.name}, and sites do not count each other's work; "
+                    "keep the partition (seed, federation.num_sites) or use another folder"
+                )
+    except LedgerError as error:
+        raise UsageError(f"simulation.ledger_dir={folder.parent}: {site}: {error}") from error
+    return key
+
+
+def _save_cohort(cohort: Cohort, site: str, run_dir: RunDir, key: bytes) -> None:
     """Keep decoded images where every actor can map them, and a keyed name of the cohort."""
     folder = run_dir.cohort(site)
     folder.mkdir(parents=True)
     for name in ("images", "labels", "patients"):
         np.save(folder / f"{name}.npy", getattr(cohort, name))
-    key = _site_key(run_dir.ledger(site).with_suffix(".cohort-key"))
     facts = {
         "num_patients": cohort.num_patients,
         "patient_hashes": patient_hashes(cohort.patient_ids, key),
@@ -167,6 +193,7 @@ class SimulatedSites:
             cohort=cohort,
             patient_hashes=tuple(facts["patient_hashes"]),
             ledger=self.run_dir.ledger(name),
+            book=_book(self.config, name),
             replies=self.run_dir.replies(name),
             budget=Budget(
                 epsilon=privacy.budget_of(name),

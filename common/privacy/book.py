@@ -18,7 +18,7 @@ from pathlib import Path
 from common.config import Unit
 from common.errors import BudgetExceeded
 from common.privacy.budget import Budget
-from common.privacy.chain import State
+from common.privacy.chain import Entry, State
 from common.privacy.cohort import fingerprint_of, patient_hashes
 from common.privacy.events import Event, patient_level
 from common.privacy.keys import SiteKey
@@ -27,6 +27,7 @@ from common.privacy.statement import SpendStatement
 from common.privacy.store import translated
 from common.privacy.verification import read_cohort
 
+KEY_NAME = "site.key"
 _NO_CAP = Budget(epsilon=math.inf, delta=0.5)
 
 
@@ -36,6 +37,20 @@ class LedgerBook:
 
     folder: Path
     key: SiteKey
+
+    @classmethod
+    def at(cls, folder: Path) -> LedgerBook:
+        """The book in ``folder`` with the key ``site.key`` there; made only if no ledger is there.
+
+        Raises:
+            LedgerError: The key cannot be read or made. A new key beside old ledgers would not
+                know their patients, and count from zero.
+        """
+        with translated("be opened"):
+            folder.mkdir(parents=True, exist_ok=True)
+            is_new = not any(folder.glob("*.sqlite")) and not any(folder.glob("*.head"))
+        path = folder / KEY_NAME
+        return cls(folder=folder, key=(SiteKey.load_or_create if is_new else SiteKey.load)(path))
 
     def open(
         self, patient_ids: Iterable[str], *, unit: Unit = Unit.patient, images_per_patient: int = 1
@@ -48,6 +63,10 @@ class LedgerBook:
             images_per_patient=images_per_patient,
             patient_hashes=hashes,
         )
+        return self.open_booked(cohort)
+
+    def open_booked(self, cohort: Cohort) -> BookedLedger:
+        """As `open`, where the patients are known by their keyed hashes only."""
         with self.exclusive():
             ledger = BookedLedger(book=self, own=self.open_cohort(cohort))
             try:
@@ -80,6 +99,18 @@ class LedgerBook:
             if patients.intersection(other.patient_hashes):
                 found.append(other)
         return tuple(found)
+
+    def num_known(self, patient_ids: Iterable[str]) -> int:
+        """How many of these patients a ledger of this book is about.
+
+        Raises:
+            LedgerError: A ledger cannot be read.
+        """
+        known: set[str] = set()
+        for path in sorted(self.folder.glob("*.sqlite")):
+            cohort = read_cohort(path, self.key)
+            known.update(cohort.patient_hashes if cohort else ())
+        return len(known.intersection(patient_hashes(patient_ids, self.key.cohort_key)))
 
     @contextmanager
     def exclusive(self) -> Generator[None]:
@@ -163,6 +194,10 @@ class BookedLedger:
     def events(self) -> tuple[Event, ...]:
         """As `Ledger.events`."""
         return self.own.events()
+
+    def entries(self) -> tuple[Entry, ...]:
+        """As `Ledger.entries`."""
+        return self.own.entries()
 
     def catch_up(self) -> None:
         """Bring in what was done on overlapping cohorts before this one knew of it."""

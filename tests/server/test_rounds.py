@@ -3,6 +3,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import itertools
+import math
 import random
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
@@ -18,7 +19,7 @@ from flwr.supercore.task_identity import TaskIdentity
 
 from client.app import build as build_client
 from common import wire
-from common.config import Config, FederationConfig, Mechanism, PrivacyConfig
+from common.config import Config, FederationConfig, Mechanism, PrivacyConfig, Unit
 from common.errors import RunFailed
 from common.messages import (
     Reason,
@@ -28,6 +29,8 @@ from common.messages import (
     TrainRequest,
     Weights,
 )
+from common.privacy.keys import SiteKey
+from common.privacy.statement import SpendStatement
 from server.checkpoint import Checkpoint, latest_checkpoint
 from server.rounds import EndState, Outcome, Start, run
 
@@ -89,6 +92,27 @@ class MemoryNetwork(Grid):
         return [self._replies.pop(number) for number in ready]
 
 
+def statement(site: str, *, rounds: int, epsilon: float | None) -> dict[str, Any]:
+    """What a ledger that holds so many rounds says, signed by the site's key."""
+    total = math.inf if epsilon is None else epsilon
+    unsigned = SpendStatement(
+        cohort=f"cohort of {site}",
+        epsilon=total,
+        epsilon_committed=total,
+        epsilon_patient=None,
+        delta=1e-6,
+        unit=Unit.patient,
+        accountant="pld",
+        adjacency="zero-out",
+        num_events=rounds,
+        num_open=0,
+        length=1 + 2 * rounds,
+        head=hashlib.sha256(f"{site} {rounds}".encode()).hexdigest(),
+        public_key="",
+    )
+    return unsigned.signed(SiteKey(hashlib.sha256(site.encode()).digest())).to_dict()
+
+
 @dataclass(kw_only=True)
 class Hospital:
     """A site whose training adds a number that depends on its name and the round."""
@@ -110,7 +134,7 @@ class Hospital:
             site=self.name,
             status=Status.trained,
             num_patients=self.num_patients,
-            spend={"epsilon": spent},
+            spend=statement(self.name, rounds=done, epsilon=spent),
             weights=self.update(request),
         )
         if request.round > self.max_rounds:
@@ -456,6 +480,58 @@ def test_weights_that_do_not_fit_never_reach_the_average(
     assert column(outcome, "site-2", "status") == ["failed"]
     assert column(outcome, "site-2", "reason") == ["bad_request"]
     assert digest(outcome.checkpoint.weights) == digest(honest.checkpoint.weights)
+
+
+def test_an_update_with_a_bad_statement_never_reaches_the_average(tmp_path: Path) -> None:
+    class Forgetful(Hospital):
+        """In round 2 its ledger is as it was before round 1."""
+
+        def train(self, request: TrainRequest) -> TrainReply:
+            reply = super().train(request)
+            if request.round != 2:
+                return reply
+            return replace(reply, spend=statement(self.name, rounds=0, epsilon=0.0))
+
+    sites = [Hospital(name="site-1"), Hospital(name="site-2"), Forgetful(name="site-3")]
+    task = Run(tmp_path, rounds=3)
+    outcome = task.on(network(*sites))
+    assert column(outcome, "site-3", "status") == ["trained", "failed", "trained"]
+    assert column(outcome, "site-3", "reason") == [None, "bad_statement", None]
+    assert column(outcome, "site-3", "epsilon") == [1.0, 1.0, 3.0]
+    assert [len(found) for found in column(outcome, "site-3", "problems")] == [0, 3, 0]
+    assert column(outcome, "site-3", "statement")[1] is None
+    assert column(outcome, "site-1", "statement")[1]["length"] == 5
+    assert outcome.state is EndState.completed_with_missing_sites
+    silent = [Hospital(name="site-1"), Hospital(name="site-2"), Hospital(name="site-3")]
+    grid = network(*silent)
+    honest = grid.nodes[13]
+
+    def lost(message: Message) -> Message | None:
+        if wire.read_request(message.content).round == 2:
+            return create_message_error_unavailable_res_message(message.metadata, "node_unavail")
+        return honest(message)
+
+    grid.nodes[13] = on_train(honest, lost)
+    without = Run(tmp_path / "without", rounds=3).on(grid)
+    assert digest(outcome.checkpoint.weights) == digest(without.checkpoint.weights)
+
+
+def test_a_resumed_run_holds_sites_to_what_they_said_before(tmp_path: Path) -> None:
+    Run(tmp_path, rounds=2).on(network(*(Hospital(name=name) for name in NAMES)))
+    checkpoint = latest_checkpoint(tmp_path / "checkpoints")
+    assert checkpoint is not None
+
+    class NewKey(Hospital):
+        def train(self, request: TrainRequest) -> TrainReply:
+            other = statement("another", rounds=3, epsilon=3.0)
+            return replace(super().train(request), spend=other)
+
+    hospitals = [Hospital(name="site-1"), Hospital(name="site-2"), NewKey(name="site-3")]
+    outcome = Run(tmp_path, rounds=3, checkpoint=checkpoint).on(network(*hospitals))
+    assert column(outcome, "site-3", "reason") == [None, None, "bad_statement"]
+    assert "public_key: not the key this site is known by" in (
+        outcome.checkpoint.history[-1]["sites"]["site-3"]["problems"]
+    )
 
 
 def test_a_site_cannot_change_its_weight_in_the_average(tmp_path: Path) -> None:
