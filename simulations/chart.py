@@ -138,7 +138,7 @@ def _epsilon_chart(page: Page) -> Chart | None:
         y_label="epsilon",
         lines=(*lines, *references),
         x_ticks=_round_ticks(page.rounds_planned),
-        y_ticks=_ticks(max(page.epsilon, *budgets)),
+        y_ticks=_ticks(max([page.epsilon, *budgets])),
         x_range=(0.5, last_x),
     )
 

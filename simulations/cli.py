@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 
 from common.errors import UsageError
+from simulations import bench_ledger, calibrate_command, ledger_command
 from simulations.progress import complain
 
 EXIT_USAGE = 2
@@ -22,6 +23,11 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Federated learning among hospitals on medical images, with patient-level privacy.",
 )
+
+
+app.add_typer(ledger_command.app, name="ledger")
+app.add_typer(bench_ledger.app, name="bench")
+app.command()(calibrate_command.calibrate)
 
 
 @app.callback()

@@ -13,7 +13,7 @@ from functools import lru_cache
 from typing import Protocol
 
 import numpy as np
-from dp_accounting import gaussian_mechanism, rdp
+from dp_accounting import gaussian_mechanism, rdp  # pyright: ignore[reportMissingTypeStubs]
 
 from common.privacy import loss_distribution, renyi
 from common.privacy.events import (

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias, assert_never, cast
 
-from dp_accounting import dp_event
+from dp_accounting import dp_event  # pyright: ignore[reportMissingTypeStubs]
 
 
 def _require(condition: bool, name: str, value: object, bound: str) -> None:

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias, cast
 
 import numpy as np
-from dp_accounting.pld import privacy_loss_mechanism
+from dp_accounting.pld import privacy_loss_mechanism  # pyright: ignore[reportMissingTypeStubs]
 from numpy.typing import NDArray
 
 from common.privacy.events import (

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from functools import lru_cache
 
 import numpy as np
-from dp_accounting import rdp
+from dp_accounting import rdp  # pyright: ignore[reportMissingTypeStubs]
 from numpy.typing import NDArray
 
 from common.privacy.events import GroupPoissonGaussianSteps, PoissonGaussianSteps

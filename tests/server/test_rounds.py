@@ -529,8 +529,9 @@ def test_a_resumed_run_holds_sites_to_what_they_said_before(tmp_path: Path) -> N
     hospitals = [Hospital(name="site-1"), Hospital(name="site-2"), NewKey(name="site-3")]
     outcome = Run(tmp_path, rounds=3, checkpoint=checkpoint).on(network(*hospitals))
     assert column(outcome, "site-3", "reason") == [None, None, "bad_statement"]
-    assert "public_key: not the key this site is known by" in (
-        outcome.checkpoint.history[-1]["sites"]["site-3"]["problems"]
+    assert (
+        "public_key: not the key this site is known by"
+        in (outcome.checkpoint.history[-1]["sites"]["site-3"]["problems"])
     )
 
 
