@@ -280,6 +280,8 @@ def _bar(epsilon: float, cap: float, scale: float) -> Text:
     """A bar as long as epsilon; ``|`` is the cap, ``x`` what lies past it."""
     length = _BAR if math.isinf(epsilon) else round(_BAR * epsilon / scale)
     mark = round(_BAR * cap / scale) if math.isfinite(cap) else _BAR + 1
+    mark = min(mark, _BAR - 1) if epsilon > cap else mark
+    length = max(length, mark + 2) if epsilon > cap else length
     places = (
         "|" if place == mark else "x" if mark < place < length else "#" if place < length else " "
         for place in range(_BAR + 1)

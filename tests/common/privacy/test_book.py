@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from common.config import Unit
-from common.errors import BudgetExceeded
+from common.errors import BudgetExceeded, LedgerError
 from common.privacy.book import LedgerBook
 from common.privacy.budget import Budget
 from common.privacy.chain import State
@@ -115,3 +115,26 @@ def test_another_sites_ledgers_in_the_folder_are_left_alone(book: LedgerBook) ->
     with other.open(["a"]) as theirs, book.open(["a"]) as ours:
         ours.reserve(request_id="r", events=[RELEASE], purpose="x", budget=BUDGET)
         assert theirs.epsilon(1e-5) == 0.0
+
+
+def test_a_books_key_is_made_once_and_missed_when_lost(tmp_path: Path) -> None:
+    folder = tmp_path / "site"
+    with LedgerBook.at(folder).open(["a", "b"]) as ledger:
+        ledger.reserve(request_id="r", events=[RELEASE], purpose="train", budget=BUDGET)
+    with LedgerBook.at(folder).open(["a", "b"]) as ledger:
+        assert ledger.epsilon(1e-5) == ONE
+    (folder / "site.key").unlink()
+    with pytest.raises(LedgerError, match="site key cannot be read"):
+        LedgerBook.at(folder)
+    for path in folder.glob("*.sqlite"):
+        path.unlink()
+    # The head alone tells that there was a ledger.
+    with pytest.raises(LedgerError, match="site key cannot be read"):
+        LedgerBook.at(folder)
+
+
+def test_a_book_knows_its_patients(book: LedgerBook) -> None:
+    assert book.num_known(["a", "b"]) == 0
+    book.open(["a", "b"]).close()
+    book.open(["c"]).close()
+    assert book.num_known(["c", "a", "x", "a"]) == 2
