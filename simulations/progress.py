@@ -30,7 +30,7 @@ class Progress:
         self._round = 0
         self._auroc: float | None = None
         self._seconds: list[float] = []
-        self._round_began = time.monotonic()
+        self._began = time.monotonic()
 
     def __enter__(self) -> Self:
         if self._console.is_terminal:
@@ -52,6 +52,7 @@ class Progress:
         match event["event"]:
             case "stage":
                 self._stage = event["text"]
+                self._began = time.monotonic()
                 self._line(f"{self._stage} ...")
             case "planned":
                 self._plan(event)
@@ -67,7 +68,7 @@ class Progress:
     def _plan(self, event: dict[str, Any]) -> None:
         self._round = event["first_round"]
         self._stage = "training"
-        self._round_began = time.monotonic()
+        self._began = time.monotonic()
         for name, num_patients in event["sites"].items():
             self._sites[name] = {
                 "num_patients": num_patients,
@@ -92,7 +93,7 @@ class Progress:
         evaluation = event["evaluation"]
         self._auroc = evaluation["auroc"] if evaluation else self._auroc
         self._round = event["round"] + 1
-        self._round_began = time.monotonic()
+        self._began = time.monotonic()
         auroc = "-" if self._auroc is None else f"{self._auroc:.3f}"
         sites = ", ".join(
             f"{name} {self._epsilon(name)}{self._remark(name)}" for name in sorted(self._sites)
@@ -161,8 +162,11 @@ class Progress:
 
     def _render(self) -> Group:
         rounds = self._config.federation.rounds
-        if not self._sites or self._stage == "done":
-            return Group(Text(f"{self._stage} ..." if self._stage != "done" else ""))
+        elapsed = time.monotonic() - self._began
+        if self._stage == "done":
+            return Group()
+        if not self._sites:
+            return Group(Text(f"{self._stage} ... {elapsed:.0f} s"))
         table = Table("site", "patients", "epsilon", "state", title=None)
         for name in sorted(self._sites):
             site = self._sites[name]
@@ -175,7 +179,6 @@ class Progress:
                 f"{state} ({reason})" if reason else state,
             )
         auroc = "" if self._auroc is None else f"  validation AUROC {self._auroc:.3f}"
-        elapsed = time.monotonic() - self._round_began
         head = f"round {min(self._round, rounds)}/{rounds}{auroc}  {self._time_left()}"
         return Group(Text(head, style="bold"), table, Text(f"{self._stage}, {elapsed:.0f} s"))
 

@@ -101,6 +101,7 @@ def _simulate(config: Config, run_dir: RunDir, ray_dir: Path, observe: Observe) 
     )
     observe({"event": "stage", "text": "starting Ray"})
     ray.wait()
+    observe({"event": "stage", "text": "opening the sites"})
     try:
         outcome = _run_flower(config, start, sites)
     except RunFailed:

@@ -14,6 +14,7 @@ from common.config import Config, Unit
 from common.errors import UsageError
 from common.privacy.events import PoissonGaussianSteps
 from simulations.run_dir import RunDir
+from simulations.simulate import simulate
 from simulations.sites import SimulatedSites, prepare
 
 STEPS = PoissonGaussianSteps(sampling_rate=0.25, noise_multiplier=2.0, steps=1)
@@ -121,3 +122,13 @@ def test_a_lost_key_is_refused_not_made_anew(study: Path, tmp_path: Path) -> Non
     (ledgers / "hospital-1" / "site.key").unlink()
     with pytest.raises(UsageError, match="hospital-1: the site key cannot be read"):
         prepared(config, tmp_path / "second")
+
+
+def test_a_file_cannot_hold_ledgers(tmp_path: Path) -> None:
+    file = tmp_path / "file"
+    file.write_text("years of work")
+    run_dir = tmp_path / "run"
+    config = configs.load([f"simulation.ledger_dir={file}", f"run_dir={run_dir}"])
+    with pytest.raises(UsageError, match=r"simulation\.ledger_dir=.*file: not a folder"):
+        simulate(config)
+    assert not run_dir.exists()
