@@ -11,6 +11,7 @@ import numpy as np
 import timm
 import torch
 from safetensors import SafetensorError, safe_open
+from timm.layers import LayerScale as LayerScale
 from torch import nn
 
 from common.config import FinetuneConfig, FinetuneMode, ModelConfig

@@ -22,6 +22,7 @@ from torch.nn import functional
 
 from client.dp.patients import PatientBatch
 from common.errors import UsageError
+from common.models import LayerScale
 
 # Squared rounding error of a sum of products, as a part of the squared sum of their sizes.
 _ROUNDING = 4 * torch.finfo(torch.float32).eps

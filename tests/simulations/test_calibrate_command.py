@@ -59,3 +59,10 @@ def test_bad_values_are_named(change: dict[str, str], words: str) -> None:
     assert isinstance(done.exception, UsageError)
     assert words in str(done.exception)
     assert "\n" not in str(done.exception)
+
+
+def test_prv_is_read_on_demand() -> None:
+    done = CliRunner().invoke(app, ["calibrate", *ASKED, "--prv", "--json"])
+    assert done.exit_code == 0, done.output
+    epsilon = json.loads(done.stdout)["epsilon"]
+    assert epsilon["pld"] < epsilon["prv"] < epsilon["pld"] + 0.03
