@@ -11,12 +11,23 @@ import numpy as np
 import timm
 import torch
 from safetensors import SafetensorError, safe_open
-from timm.layers import LayerScale as LayerScale
+from timm.layers.layer_scale import LayerScale
+from timm.layers.norm import LayerNorm as TimmLayerNorm
 from torch import nn
 
 from common.config import FinetuneConfig, FinetuneMode, ModelConfig
 from common.errors import UsageError
 from common.messages import Weights
+
+__all__ = [
+    "LayerScale",
+    "TimmLayerNorm",
+    "build",
+    "frozen_sha256",
+    "load_trainable_weights",
+    "trainable_weights",
+    "weights_sha256",
+]
 
 _BATCH_NORMS = (nn.modules.batchnorm._BatchNorm,)  # pyright: ignore[reportPrivateUsage]
 

@@ -15,14 +15,12 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol, cast
 
 import torch
-from timm.layers.layer_scale import LayerScale
-from timm.layers.norm import LayerNorm
 from torch import Tensor, nn
 from torch.nn import functional
 
 from client.dp.patients import PatientBatch
 from common.errors import UsageError
-from common.models import LayerScale
+from common.models import LayerScale, TimmLayerNorm
 
 # Squared rounding error of a sum of products, as a part of the squared sum of their sizes.
 _ROUNDING = 4 * torch.finfo(torch.float32).eps
@@ -166,7 +164,7 @@ class Bookkeeper:
                 and module.padding_mode == "zeros"
             ):
                 self._replace(module, self._conv2d)
-            case nn.LayerNorm() if _computes(module, nn.LayerNorm, LayerNorm):
+            case nn.LayerNorm() if _computes(module, nn.LayerNorm, TimmLayerNorm):
                 self._replace(module, self._layer_norm)
             case LayerScale() if _computes(module, LayerScale):
                 self._replace(module, self._layer_scale)
