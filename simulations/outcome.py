@@ -6,6 +6,7 @@ import json
 import math
 import platform
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from importlib.metadata import version
 from typing import Any
@@ -128,9 +129,10 @@ def _privacy(hospitals: Hospitals, sites: SimulatedSites, recipe: Recipe) -> dic
 def _site_spend(
     sites: SimulatedSites, name: str, num_patients: int, recipe: Recipe
 ) -> dict[str, Any]:
-    budget = sites.config.privacy.budget_of(name)
-    with sites.setup(name).open_ledger(Unit(recipe.unit)) as ledger:
+    setup = sites.setup(name)
+    with setup.open_ledger(Unit(recipe.unit)) as ledger:
         events = ledger.events()
+        by_patient = ledger.statement(replace(setup.budget, delta=recipe.delta)).epsilon_patient
         own = _of_run(ledger.entries(), sites.run_dir.run_id.read_text().strip())
     accountant = accountants.build(recipe.accountant)
     epsilon = accountant.epsilon(events, recipe.delta)
@@ -138,8 +140,10 @@ def _site_spend(
         "num_patients": num_patients,
         "epsilon": _finite(epsilon),
         "epsilon_this_run": _finite(accountant.epsilon(own, recipe.delta)),
-        "epsilon_budget": _finite(budget),
+        "epsilon_budget": _finite(setup.budget.epsilon),
     }
+    if by_patient is not None:
+        spend["epsilon_patient"] = _finite(by_patient)
     if spend["epsilon"] is not None:
         rdp = accountants.build("rdp").epsilon(events, recipe.delta)
         spend["epsilon_rdp"] = _finite(rdp)

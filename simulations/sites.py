@@ -147,8 +147,7 @@ def _save_cohort(cohort: Cohort, site: str, run_dir: RunDir, key: bytes) -> None
 def _site_key(path: Path) -> bytes:
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(path, secrets.token_hex(32))
-        path.chmod(0o600)
+        write_atomically(path, secrets.token_hex(32), mode=0o600)
     return bytes.fromhex(path.read_text())
 
 
