@@ -13,19 +13,7 @@ import pytest
 HERE = Path(__file__).parent
 
 
-@pytest.mark.parametrize(
-    "kills",
-    [
-        40,
-        pytest.param(
-            1000,
-            marks=pytest.mark.skipif(
-                not os.environ.get("FEDWARD_LONG_TESTS"),
-                reason="takes minutes; set FEDWARD_LONG_TESTS=1",
-            ),
-        ),
-    ],
-)
+@pytest.mark.parametrize("kills", [40, pytest.param(1000, marks=pytest.mark.long)])
 def test_a_kill_loses_nothing_that_was_trained(kills: int, tmp_path: Path) -> None:
     seed = int.from_bytes(os.urandom(4), "big")
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
