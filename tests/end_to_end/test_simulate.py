@@ -42,6 +42,13 @@ def test_a_run_leaves_what_it_promises(first_run):
     assert str(first_run.run_dir / "report.html") in first_run.out
 
 
+def test_the_report_of_a_run_opens_offline_and_silently(first_run, browser):
+    met = browser(first_run.run_dir / "report.html")
+    assert met.console == []
+    assert met.requests == []
+    assert "hospital-3" in met.dom
+
+
 def test_epsilon_counts_all_rounds_and_ends_at_the_target(first_run):
     result = first_run.result
     privacy = result["privacy"]

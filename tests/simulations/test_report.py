@@ -4,13 +4,7 @@ from __future__ import annotations
 
 import copy
 import html
-import json
-import os
-import shutil
-import subprocess
-import tempfile
 from collections.abc import Callable
-from dataclasses import dataclass
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -23,6 +17,7 @@ from common.errors import UsageError
 from simulations.report import Page, answer, charts, render, round_up, write
 
 Result = dict[str, Any]
+Browser = Callable[[Path], Any]
 
 NUM_ROUNDS = 8
 
@@ -440,76 +435,24 @@ def test_a_round_without_a_figure_interrupts_the_curve(result: Result) -> None:
     assert chart.path(chart.lines[0]).count("M") == 2
 
 
-@dataclass(frozen=True, kw_only=True)
-class Visit:
-    """What headless Chromium met on a page."""
-
-    dom: str
-    console: list[str]
-    requests: list[str]
-
-
-@pytest.fixture(scope="module")
-def chromium() -> str:
-    """Debian's browser; its absence skips a test here and fails it in CI."""
-    path = shutil.which("chromium")
-    if path is None:
-        if os.environ.get("CI") == "true":
-            pytest.fail("chromium is not on PATH, and CI must open the report")
-        pytest.skip("chromium is not on PATH (Debian package chromium)")
-    return path
-
-
-def visit(chromium: str, page: Path, folder: Path) -> Visit:
-    """Open ``page`` with a fresh profile; requests that Chromium makes for itself do not count."""
-    log = folder / "net.json"
-    flags = (
-        "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run "
-        "--disable-background-networking --disable-component-update --disable-sync "
-        "--enable-logging=stderr --v=0 --dump-dom"
-    )
-    with tempfile.TemporaryDirectory(dir=folder) as profile:
-        done = subprocess.run(
-            [
-                *(chromium, *flags.split(), f"--user-data-dir={profile}"),
-                *(f"--log-net-log={log}", page.as_uri()),
-            ],
-            capture_output=True,
-            text=True,
-            timeout=120,
-            check=True,
-        )
-    events = json.loads(log.read_text(encoding="utf-8"))["events"]
-    parameters = [event.get("params") or {} for event in events]
-    return Visit(
-        dom=done.stdout,
-        console=[line for line in done.stderr.splitlines() if ":CONSOLE:" in line],
-        requests=[
-            entry["url"]
-            for entry in parameters
-            if "url" in entry and entry.get("initiator", "not an origin") != "not an origin"
-        ],
-    )
-
-
-def test_the_browser_check_sees_planted_faults(chromium: str, tmp_path: Path) -> None:
+def test_the_browser_check_sees_planted_faults(browser: Browser, tmp_path: Path) -> None:
     page = tmp_path / "page.html"
     page.write_text(
         '<!doctype html><img src="https://fedward.invalid/x.png">'
         "<script>console.error('planted')</script>"
     )
-    met = visit(chromium, page, tmp_path)
+    met = browser(page)
     assert any("planted" in line for line in met.console)
     assert met.requests == ["https://fedward.invalid/x.png"]
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_page_opens_silently_in_a_browser(
-    chromium: str, result: Result, variant: Callable[[Result], Result], tmp_path: Path
+    browser: Browser, result: Result, variant: Callable[[Result], Result], tmp_path: Path
 ) -> None:
     page = tmp_path / "report.html"
     write(variant(result), page)
-    met = visit(chromium, page, tmp_path)
+    met = browser(page)
     assert met.console == []
     assert met.requests == []
     assert "What is not covered" in met.dom
@@ -517,7 +460,7 @@ def test_page_opens_silently_in_a_browser(
 
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_nothing_sticks_out_of_a_telephone(
-    chromium: str, result: Result, variant: Callable[[Result], Result], tmp_path: Path
+    browser: Browser, result: Result, variant: Callable[[Result], Result], tmp_path: Path
 ) -> None:
     result = variant(result)
     result["title"] = "a_title_that_nobody_can_break_because_it_has_no_spaces_in_it_at_all"
@@ -529,7 +472,7 @@ def test_nothing_sticks_out_of_a_telephone(
         "'widths ' + page.clientWidth + ' ' + page.scrollWidth\"></iframe>",
         encoding="utf-8",
     )
-    title = Outline(visit(chromium, frame, tmp_path).dom).text
+    title = Outline(browser(frame).dom).text
     _, visible, needed = title[title.index("widths ") :].split()[:3]
     assert int(visible) > 300
     assert int(needed) <= int(visible)
