@@ -27,6 +27,7 @@ class Progress:
         self._live: Live | None = None
         self._sites: dict[str, dict[str, Any]] = {}
         self._stage = "starting"
+        self._meaning = ""
         self._round = 0
         self._auroc: float | None = None
         self._seconds: list[float] = []
@@ -77,11 +78,14 @@ class Progress:
                 "reason": None,
             }
         recipe = event["recipe"]
-        noise = f"noise multiplier {recipe['noise_multiplier']:.3g}, delta {recipe['delta']:.1e}"
-        self._line(
-            f"{len(self._sites)} sites, {event['rounds']} rounds, "
-            + (noise if recipe["mechanism"] != "none" else "NO PRIVACY")
-        )
+        self._meaning = "NO PRIVACY"
+        if recipe["mechanism"] != "none":
+            self._meaning = (
+                f"noise multiplier {recipe['noise_multiplier']:.3g}; epsilon at delta "
+                f"{recipe['delta']:.1e}, {recipe['unit']} level, {recipe['accountant'].upper()} "
+                "accountant"
+            )
+        self._line(f"{len(self._sites)} sites, {event['rounds']} rounds, {self._meaning}")
 
     def _site(self, event: dict[str, Any]) -> None:
         self._sites[event["site"]] |= {k: event[k] for k in ("epsilon", "status", "reason")}
@@ -167,7 +171,7 @@ class Progress:
             return Group()
         if not self._sites:
             return Group(Text(f"{self._stage} ... {elapsed:.0f} s"))
-        table = Table("site", "patients", "epsilon", "state", title=None)
+        table = Table("site", "patients", "epsilon", "state", caption=self._meaning)
         for name in sorted(self._sites):
             site = self._sites[name]
             state = site["status"] if site["status"] != "waiting" else "in training"

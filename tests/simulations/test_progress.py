@@ -30,7 +30,13 @@ def planned(mechanism: str = "dp_sgd", first_round: int = 1) -> dict[str, Any]:
         "sites": {"hospital-1": 200, "hospital-2": 150, "hospital-3": 90},
         "rounds": 3,
         "first_round": first_round,
-        "recipe": {"mechanism": mechanism, "noise_multiplier": 1.2352, "delta": 1e-5},
+        "recipe": {
+            "mechanism": mechanism,
+            "noise_multiplier": 1.2352,
+            "delta": 1e-5,
+            "unit": "patient",
+            "accountant": "pld",
+        },
     }
 
 
@@ -83,7 +89,7 @@ EVENTS = [
 PLAIN = """\
 reading the study phantom ...
 starting Ray ...
-3 sites, 3 rounds, noise multiplier 1.24, delta 1.0e-05
+3 sites, 3 rounds, noise multiplier 1.24; epsilon at delta 1.0e-05, patient level, PLD accountant
 round 1/3  validation AUROC 0.600  hospital-1 epsilon 5.00/8, hospital-2 epsilon 5.00/5, \
 hospital-3 epsilon ?/8 (failed: no_reply)  about 60 s left
 round 2/3  validation AUROC 0.700  hospital-1 epsilon 6.50/8, hospital-2 epsilon 5.00/5 \
