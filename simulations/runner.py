@@ -15,12 +15,16 @@ import threading
 import traceback
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import configs
 from common.config import Config
 from common.errors import RunFailed, UsageError
 from simulations.run_dir import RunDir
+
+if TYPE_CHECKING:
+    from server.rounds import Outcome, Start
+    from simulations.sites import SimulatedSites
 
 Observe = Callable[[dict[str, Any]], None]
 
@@ -170,7 +174,7 @@ class _RayStart:
             raise RunFailed(f"Ray did not start: {self._error}")
 
 
-def _run_flower(config: Config, start: Any, sites: Any) -> Any:
+def _run_flower(config: Config, start: Start, sites: SimulatedSites) -> Outcome:
     """Flower's simulation engine, in this process, on the Ray that is running.
 
     `flwr run` would start the same engine behind a SuperLink that it leaves running, in the
@@ -181,7 +185,7 @@ def _run_flower(config: Config, start: Any, sites: Any) -> Any:
     from client.app import build as build_client
     from server.app import build as build_server
 
-    outcomes: list[Any] = []
+    outcomes: list[Outcome] = []
     resources = config.simulation
     run_simulation(
         server_app=build_server(start, outcomes.append),
