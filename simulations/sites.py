@@ -201,8 +201,19 @@ class SimulatedSites:
                 unit=privacy.unit,
             ),
             model=shared_model(self.config, self.num_classes),
-            seeds=SimulatedSeeds(run_seed=self.config.seed, site=name),
+            seeds=SimulatedSeeds(run_seed=self._run_seed(), site=name),
         )
+
+    def _run_seed(self) -> int:
+        """The run's seed; where ledgers outlive runs, one of this run alone.
+
+        The same noise in two releases about one cohort would cancel, and their events in the
+        ledger would not compose.
+        """
+        seed = self.config.seed
+        if self.config.simulation.ledger_dir is None:
+            return seed
+        return derive_seed(seed, self.run_dir.run_id.read_text().strip())
 
 
 _open_sites: dict[tuple[str, str], Site] = {}

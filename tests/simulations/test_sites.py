@@ -57,6 +57,7 @@ def prepared(config: Config, folder: Path) -> SimulatedSites:
     folder.mkdir()
     run_dir = RunDir(path=folder)
     run_dir.work.mkdir()
+    run_dir.run_id.write_text(folder.name)
     hospitals = prepare(config, run_dir)
     return SimulatedSites(
         config=config, run_dir=run_dir, names=tuple(hospitals.sites), num_classes=2
@@ -102,6 +103,19 @@ def test_a_folder_of_ledgers_outlives_runs_and_finds_overlapping_cohorts(
     charge(overlapping, "hospital-1", "s")
     assert spent(first, "hospital-1") == spent(overlapping, "hospital-1") > once
     assert not (tmp_path / "first" / "ledger").exists()
+
+
+def test_runs_that_share_ledgers_never_share_noise(study: Path, tmp_path: Path) -> None:
+    def noise_seed(ledger_dir: Path | None, folder: str) -> int:
+        config = configured(study, ledger_dir=ledger_dir)
+        sites = prepared(config, tmp_path / folder)
+        seeds = sites.setup("site-1").seeds
+        assert seeds.seed(1, "noise") == sites.setup("site-1").seeds.seed(1, "noise")
+        return seeds.seed(1, "noise")
+
+    assert noise_seed(None, "one") == noise_seed(None, "two")
+    shared = tmp_path / "ledgers"
+    assert noise_seed(shared, "three") != noise_seed(shared, "four")
 
 
 def test_patients_that_moved_to_another_site_are_refused(study: Path, tmp_path: Path) -> None:
