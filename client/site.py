@@ -13,11 +13,22 @@ from safetensors.numpy import save
 from torch import nn
 
 from client.data.cohort import Cohort
-from client.dp.bookkeeping import Bookkeeper
-from client.dp.gradients import check_engine
+from client.dp import engines
+from client.dp.check import check_engine, made_up_batch
+from client.dp.clipping import Clipping
+from client.dp.engine import Engine
+from client.dp.memory import images_that_fit
+from client.dp.patients import PatientBatch
 from client.dp.training import RoundSeeds, Trainee, train_round
 from common import models
-from common.config import FinetuneConfig, ModelConfig, Unit
+from common.config import (
+    AugmentationConfig,
+    EngineName,
+    FinetuneConfig,
+    ModelConfig,
+    Precision,
+    Unit,
+)
 from common.errors import LedgerError, Refusal, UsageError
 from common.files import write_atomically
 from common.messages import Reason, Recipe, SiteDescription, Status, TrainReply, TrainRequest
@@ -33,13 +44,14 @@ from common.seeds import SeedSource
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SiteModel:
-    """How the site builds the shared model (public)."""
+    """How the site builds the shared model (public); with ``depth``, one for volumes."""
 
     config: ModelConfig
     finetune: FinetuneConfig
     image_size: int
     num_classes: int
     seed: int
+    depth: int | None = None
 
     def build(self) -> nn.Module:
         """A fresh model with its trainable weights marked."""
@@ -49,6 +61,7 @@ class SiteModel:
             image_size=self.image_size,
             num_classes=self.num_classes,
             seed=self.seed,
+            depth=self.depth,
         )
 
 
@@ -66,6 +79,8 @@ class SiteSetup:
         budget: the site's own cap.
         model: how to build the shared model.
         seeds: where randomness comes from.
+        augmentation: how images are changed at random when they are used.
+        memory_bytes: what one training step may take; no bound of the site's own if ``None``.
     """
 
     name: str
@@ -77,6 +92,8 @@ class SiteSetup:
     budget: Budget
     model: SiteModel
     seeds: SeedSource
+    augmentation: AugmentationConfig = field(default_factory=AugmentationConfig)
+    memory_bytes: float | None = None
 
     def open_ledger(self, unit: Unit) -> Ledger | BookedLedger:
         """The cohort's ledger, verified.
@@ -114,6 +131,7 @@ class Site:
         self._setup = setup
         self._lock = threading.Lock()  # one model; and two trainings of a request are two noises
         self._trainee: Trainee | None = None
+        self._kind: tuple[bool, str, str, str] | None = None
         self._frozen_sha256 = ""
 
     def describe(self) -> SiteDescription:
@@ -161,13 +179,14 @@ class Site:
 
     def _prepared(self, request: TrainRequest) -> Trainee:
         """The warm model with the request's weights, checked before anything is reserved."""
+        recipe = request.recipe
+        kind = (recipe.private, recipe.engine, recipe.precision, recipe.clipping)
         if self._trainee is None:
-            model = self._setup.model.build()
-            self._frozen_sha256 = models.frozen_sha256(model)
-            keeper = self._checked_keeper(model) if request.recipe.private else None
-            self._trainee = Trainee(model=model, keeper=keeper)
-        if request.recipe.private and self._trainee.keeper is None:
-            raise ModelMismatch("this site's model is warm for training without privacy")
+            self._trainee, self._kind = self._built(recipe), kind
+        if self._kind != kind:
+            raise ModelMismatch(
+                "this site's model is warm for another engine, precision or clipping"
+            )
         if request.frozen_sha256 != self._frozen_sha256:
             raise ModelMismatch("frozen weights differ from the server's")
         try:
@@ -176,14 +195,45 @@ class Site:
             raise ModelMismatch(str(error)) from error
         return self._trainee
 
-    def _checked_keeper(self, model: nn.Module) -> Bookkeeper:
-        spec = self._setup.model
+    def _built(self, recipe: Recipe) -> Trainee:
+        model = self._setup.model.build()
+        self._frozen_sha256 = models.frozen_sha256(model)
+        if not recipe.private:
+            return Trainee(model=model, engine=None, augmentation=self._setup.augmentation)
         try:
-            keeper = Bookkeeper(model)
-            check_engine(model, keeper, image_size=spec.image_size, num_classes=spec.num_classes)
+            engine, most_images = self._engine_of(model, recipe)
         except UsageError as error:
             raise ModelMismatch(str(error)) from error
-        return keeper
+        return Trainee(
+            model=model,
+            engine=engine,
+            augmentation=self._setup.augmentation,
+            most_images=most_images,
+        )
+
+    def _engine_of(self, model: nn.Module, recipe: Recipe) -> tuple[Engine, int | None]:
+        """A checked engine, and how many images fit into the site's memory."""
+        name, precision = EngineName(recipe.engine), Precision(recipe.precision)
+        together = recipe.images_per_patient * recipe.augmentation_multiplicity > 1
+        batch = self._made_up_batch(one_image_each=name is EngineName.opacus_ghost and not together)
+        engine = engines.build(name, model)
+        check_engine(model, engine, batch)
+        engine.clipped_sums(batch, Clipping(kind=recipe.clipping, max_grad_norm=1.0))
+        if precision is not Precision.fp32:  # compared in full precision, used in half
+            engine = engines.build(name, model, precision)
+        limit = self._setup.memory_bytes
+        if limit is None:
+            return engine, None
+        return engine, images_that_fit(model, batch, precision, limit_bytes=limit)
+
+    def _made_up_batch(self, *, one_image_each: bool) -> PatientBatch:
+        cohort = self._setup.cohort
+        return made_up_batch(
+            cohort.images.shape[1:],
+            num_outputs=self._setup.model.num_classes,
+            multilabel=cohort.labels.ndim > 1,
+            one_image_each=one_image_each,
+        )
 
     def _train_and_store(self, request: TrainRequest, trainee: Trainee, stored: Path) -> None:
         seeds = RoundSeeds(

@@ -15,6 +15,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from common.config import ClippingKind, EngineName, Precision
+
 Weights = dict[str, NDArray[np.float32]]
 
 _KINDS: dict[str, tuple[type, ...]] = {"str": (str,), "int": (int,), "float": (int, float)}
@@ -57,6 +59,11 @@ class Recipe:
         optimizer: ``"sgd"`` or ``"adam"``.
         learning_rate: of the local optimiser.
         physical_batch: at most so many images in memory at once (no effect on the result).
+        clipping: kind of clipping, a value of `common.config.ClippingKind`.
+        engine: what computes clipped gradients, a value of `common.config.EngineName`.
+        precision: of forward and backward passes, a value of `common.config.Precision`.
+        augmentation_multiplicity: randomly changed views of each image in a step; the views of
+            all images of a patient together make one gradient.
     """
 
     mechanism: str
@@ -71,6 +78,10 @@ class Recipe:
     optimizer: str
     learning_rate: float
     physical_batch: int
+    clipping: str = ClippingKind.flat.value
+    engine: str = EngineName.bookkeeping.value
+    precision: str = Precision.fp32.value
+    augmentation_multiplicity: int = 1
 
     def __post_init__(self) -> None:
         bounds = (
@@ -85,6 +96,10 @@ class Recipe:
             self.optimizer in {"sgd", "adam"},
             0 < self.learning_rate < math.inf,
             self.physical_batch >= 1,
+            self.clipping in {kind.value for kind in ClippingKind},
+            self.engine in {name.value for name in EngineName},
+            self.precision in {precision.value for precision in Precision},
+            self.augmentation_multiplicity >= 1,
         )
         if not all(bounds):
             raise ValueError(f"recipe out of bounds: {self}")

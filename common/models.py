@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Generator, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, cast
 
@@ -11,23 +11,13 @@ import numpy as np
 import timm
 import torch
 from safetensors import SafetensorError, safe_open
-from timm.layers.layer_scale import LayerScale
-from timm.layers.norm import LayerNorm as TimmLayerNorm
 from torch import nn
 
-from common.config import FinetuneConfig, FinetuneMode, ModelConfig
+from common.config import FinetuneConfig, ModelConfig
 from common.errors import UsageError
+from common.finetuning import mark_trainable
 from common.messages import Weights
-
-__all__ = [
-    "LayerScale",
-    "TimmLayerNorm",
-    "build",
-    "frozen_sha256",
-    "load_trainable_weights",
-    "trainable_weights",
-    "weights_sha256",
-]
+from common.slices import SliceAttention
 
 _BATCH_NORMS = (nn.modules.batchnorm._BatchNorm,)  # pyright: ignore[reportPrivateUsage]
 
@@ -39,8 +29,11 @@ def build(
     image_size: int,
     num_classes: int,
     seed: int,
+    depth: int | None = None,
 ) -> nn.Module:
     """A model for grey images (B, 1, S, S) → logits (B, C), with trainable weights marked.
+
+    With ``depth`` it is one for volumes (B, 1, D, S, S); see `common.slices.SliceAttention`.
 
     The same arguments give the same weights on one machine. Normalisation layers that mix
     images of a batch (BatchNorm) are refused: one patient would reach another's gradient.
@@ -48,13 +41,14 @@ def build(
     Raises:
         UsageError: for an unknown architecture, a size it cannot take, or BatchNorm.
     """
-    options: dict[str, Any] = {"in_chans": 1, "num_classes": num_classes, "img_size": image_size}
+    features_only = 0 if depth is not None else num_classes
+    options: dict[str, Any] = {"in_chans": 1, "num_classes": features_only, "img_size": image_size}
     for name in ("patch_size", "window_size"):
         if getattr(config, name) is not None:
             options[name] = getattr(config, name)
     model = _create(config, options, seed)
     if config.weights is not None:
-        options |= _weights_options(config, model, num_classes)
+        options |= _weights_options(config, model, features_only)
         model = _create(config, options, seed)
         _check_all_loaded(config, model, _create(config, options, seed + 1))
     modules = cast("Iterator[tuple[str, nn.Module]]", model.named_modules())
@@ -64,8 +58,38 @@ def build(
                 f"model.architecture={config.architecture}: layer {name} is a BatchNorm, which "
                 "mixes patients of a batch; choose a model with LayerNorm or GroupNorm"
             )
-    _mark_trainable(model, finetune)
+    if depth is not None:
+        model = _of_volumes(model, depth=depth, num_classes=num_classes, seed=seed)
+    size = (image_size, image_size)
+    with _seeded(seed):
+        mark_trainable(
+            model,
+            finetune,
+            head=_head_names(model),
+            blocks=_blocks(model),
+            example=torch.zeros((1, 1, *size) if depth is None else (1, 1, depth, *size)),
+        )
     return model
+
+
+def _of_volumes(backbone: nn.Module, *, depth: int, num_classes: int, seed: int) -> nn.Module:
+    num_features = cast("int", cast("Any", backbone).num_features)
+    with _seeded(seed):
+        return SliceAttention(
+            backbone, num_features=num_features, depth=depth, num_classes=num_classes
+        )
+
+
+def _blocks(model: nn.Module) -> list[list[str]]:
+    """Names of weights from the input to the output, block by block; the head last."""
+    if isinstance(model, SliceAttention):
+        inner = [[f"backbone.{name}" for name in block] for block in _blocks(model.backbone)]
+        own = [name for name, _ in model.named_parameters() if not name.startswith("backbone.")]
+        return [*inner, own]
+    matcher = cast("Any", model).group_matcher(coarse=False)
+    group = cast("Callable[..., dict[int, list[str]]]", cast("Any", timm.models).group_parameters)
+    groups = group(model, matcher)
+    return [groups[key] for key in sorted(groups)]
 
 
 @contextmanager
@@ -82,7 +106,7 @@ def _seeded(seed: int) -> Generator[None]:
 def _create(config: ModelConfig, options: Mapping[str, Any], seed: int) -> nn.Module:
     with _seeded(seed):
         try:
-            return timm.create_model(config.architecture, **options)
+            return _created(config.architecture, options)
         except (RuntimeError, TypeError, AssertionError, ValueError, KeyError) as error:
             reason = " ".join(str(error).split())[:300]
             given = {k: v for k, v in options.items() if not k.startswith("pretrained")}
@@ -91,6 +115,18 @@ def _create(config: ModelConfig, options: Mapping[str, Any], seed: int) -> nn.Mo
                 f"model.architecture={config.architecture} cannot be built from {given}{source}: "
                 f"{reason}"
             ) from error
+
+
+def _created(architecture: str, options: Mapping[str, Any]) -> nn.Module:
+    """Convolutional models take any size and no ``img_size``."""
+    try:
+        return timm.create_model(architecture, **options)
+    except TypeError as error:
+        if "img_size" not in str(error):
+            raise
+        return timm.create_model(
+            architecture, **{k: v for k, v in options.items() if k != "img_size"}
+        )
 
 
 def _weights_options(config: ModelConfig, model: nn.Module, num_classes: int) -> dict[str, Any]:
@@ -123,21 +159,13 @@ def _check_all_loaded(config: ModelConfig, model: nn.Module, other: nn.Module) -
 
 
 def _head_names(model: nn.Module) -> set[str]:
-    heads = set(_head(model).parameters())
-    return {name for name, parameter in model.named_parameters() if parameter in heads}
-
-
-def _head(model: nn.Module) -> nn.Module:
-    return cast("nn.Module", cast("Any", model).get_classifier())
-
-
-def _mark_trainable(model: nn.Module, finetune: FinetuneConfig) -> None:
-    match finetune.mode:
-        case FinetuneMode.all:
-            model.requires_grad_(True)
-        case FinetuneMode.head:
-            model.requires_grad_(False)
-            _head(model).requires_grad_(True)
+    """Names of the weights of the head: of both of a distilled transformer, pooling included."""
+    if isinstance(model, SliceAttention):
+        return set(_blocks(model)[-1])
+    head = cast("nn.Module | tuple[nn.Module, ...]", cast("Any", model).get_classifier())
+    heads = nn.ModuleList(head if isinstance(head, tuple) else [head])
+    mine = set(heads.parameters())
+    return {name for name, parameter in model.named_parameters() if parameter in mine}
 
 
 def trainable_weights(model: nn.Module) -> Weights:

@@ -1,16 +1,17 @@
 """Random seeds, one for each site, round and purpose.
 
 A seed used twice makes the same noise twice, and two equal noises cancel. Simulations derive
-every seed from the run's seed by hashing, so that they can be repeated; a hospital draws its
-seeds from the operating system and can never be repeated.
+every seed from the run's seed by hashing, so that they can be repeated; a hospital has no seeds,
+it takes its randomness from the operating system.
 """
 
 from __future__ import annotations
 
 import hashlib
-import secrets
 from dataclasses import dataclass
 from typing import Protocol
+
+from common.errors import UsageError
 
 
 def derive_seed(seed: int, *parts: str | int) -> int:
@@ -33,8 +34,8 @@ def derive_seed(seed: int, *parts: str | int) -> int:
 class SeedSource(Protocol):
     """Where a site's training takes its randomness from."""
 
-    def seed(self, round_number: int, purpose: str) -> int:
-        """A seed in [0, 2**63) for one purpose within one round."""
+    def seed(self, round_number: int, purpose: str) -> int | None:
+        """A seed in [0, 2**63) for one purpose within one round; none: the system's entropy."""
         ...
 
 
@@ -50,10 +51,24 @@ class SimulatedSeeds:
         return derive_seed(self.run_seed, self.site, round_number, purpose)
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
 class SystemSeeds:
-    """Seeds from the operating system's entropy: nobody can draw the same noise again."""
+    """No seeds: a hospital's randomness is the operating system's, and can never be repeated.
 
-    def seed(self, round_number: int, purpose: str) -> int:
-        """A fresh seed at every call."""
+    Raises:
+        UsageError: if a seed is configured all the same.
+    """
+
+    configured: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.configured is not None:
+            raise UsageError(
+                f"seed={self.configured}: a hospital's noise comes from the operating system and "
+                "cannot be repeated; remove the seed"
+            )
+
+    def seed(self, round_number: int, purpose: str) -> int | None:
+        """None, for every round and purpose."""
         del round_number, purpose
-        return secrets.randbits(63)
+        return None

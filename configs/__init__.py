@@ -40,7 +40,7 @@ def load(overrides: Sequence[str] = ()) -> Config:
     """
     try:
         with hydra.initialize_config_module("configs", version_base="1.3"):
-            return _to_config(hydra.compose("config", overrides=list(overrides)))
+            return _to_config(hydra.compose("config", overrides=[_opened(o) for o in overrides]))
     except (HydraException, OmegaConfBaseException) as error:
         raise _usage_error(error) from error
 
@@ -98,7 +98,7 @@ def _in_order(arguments: Sequence[str], *more: str) -> list[str]:
     """
     overrides = [word for word in arguments if word[:1] != "-" and ("=" in word or word[0] == "~")]
     flags = [word for word in arguments if word not in overrides]
-    ordered = [*overrides, *more, *flags]
+    ordered = [*map(_opened, overrides), *more, *flags]
     said = io.StringIO()
     try:
         with contextlib.redirect_stderr(said), contextlib.redirect_stdout(said):
@@ -108,6 +108,21 @@ def _in_order(arguments: Sequence[str], *more: str) -> list[str]:
             complaint = said.getvalue().rpartition("error: ")[2].strip()
             raise UsageError(f"{complaint}; see fedward simulate --help") from None
     return ordered
+
+
+def _opened(override: str) -> str:
+    """Let settings that are tables of a user's own names take new names without Hydra's ``+``."""
+    name = override.partition("=")[0]
+    opens = any(name == table or name.startswith(f"{table}.") for table in _tables(Config()))
+    return f"++{override}" if opens else override
+
+
+def _tables(group: Any, prefix: str = "") -> Iterator[str]:
+    for name, value in vars(group).items():
+        if isinstance(value, dict):
+            yield prefix + name
+        elif dataclasses.is_dataclass(value):
+            yield from _tables(value, f"{prefix}{name}.")
 
 
 def to_dict(config: Config) -> dict[str, Any]:

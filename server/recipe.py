@@ -44,4 +44,8 @@ def plan(config: Config, *, num_patients: int) -> Recipe:
         optimizer=config.training.optimizer,
         learning_rate=config.training.learning_rate,
         physical_batch=config.training.physical_batch,
+        clipping=privacy.clipping.value,
+        engine=privacy.engine.value,
+        precision=config.training.precision.value,
+        augmentation_multiplicity=config.training.augmentation_multiplicity,
     )

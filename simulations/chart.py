@@ -60,6 +60,37 @@ class Chart:
         return " ".join(steps)
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class IntervalAxis:
+    """One scale for the intervals that stand in the rows of tables, in boxes 220 units wide."""
+
+    ticks: tuple[float, ...]
+    overall: float
+
+    width, left, right = 220.0, 12.0, 208.0
+
+    def x(self, value: float) -> float:
+        """Where ``value`` stands from left to right; what is off the scale stands at its end."""
+        low, high = self.ticks[0], self.ticks[-1]
+        share = (min(max(value, low), high) - low) / (high - low)
+        return round(self.left + share * (self.right - self.left), 1)
+
+
+def interval_axis(page: Page) -> IntervalAxis | None:
+    """The scale on which labels and groups are compared; ``None`` without a final test."""
+    if page.test is None:
+        return None
+    rows = [page.test, *page.labels, *(row for values in page.groups.values() for row in values)]
+    lows = [row["auroc_ci95"][0] for row in rows if row.get("auroc_ci95")]
+    return IntervalAxis(ticks=_auroc_ticks(min(lows)), overall=page.test["auroc"])
+
+
+def _auroc_ticks(lowest: float) -> tuple[float, ...]:
+    """From 0.4 in steps of 0.1 if that holds all; else from 0 in steps of 0.2."""
+    floor = 4 if lowest >= 0.4 else 0
+    return tuple(tenth / 10 for tenth in range(floor, 11, 1 if floor else 2))
+
+
 def charts(page: Page) -> list[Chart]:
     """AUROC and epsilon over rounds, each only where there is something to draw."""
     drawn = (_auroc_chart(page), _epsilon_chart(page))
@@ -87,22 +118,32 @@ def _auroc_chart(page: Page) -> Chart | None:
         x_ticks = (*x_ticks, (last + 1.0, "test"))
         shown.append(low)
         words.append(f"Test AUROC: {page.test['auroc']:.2f}, interval {low:.2f} to {high:.2f}.")
-    floor = 4 if min(shown) >= 0.4 else 0
     last_x = last + 0.5 + (interval is not None)
     return Chart(
         name="auroc",
-        title="How well the model tells malignant from benign",
+        title=_question(page),
         summary=" ".join([*words, "Guessing gives 0.50."]),
-        y_label="AUROC",
+        y_label=f"mean AUROC over the {page.plural}" if page.several else "AUROC",
         lines=(
             Line(label="validation, after each round", points=curve),
             Line(label="guessing", points=((0.5, 0.5), (last_x, 0.5)), reference=True),
         ),
         x_ticks=x_ticks,
-        y_ticks=tuple(tenth / 10 for tenth in range(floor, 11, 1 if floor else 2)),
+        y_ticks=_auroc_ticks(min(shown)),
         x_range=(0.5, last_x),
         interval=interval,
     )
+
+
+def _question(page: Page) -> str:
+    """What an AUROC of this study is about."""
+    match page.task_kind:
+        case "multiclass":
+            return f"How well the model tells {len(page.names)} classes apart"
+        case "multilabel":
+            return f"How well the model recognises {page.count_of_names(len(page.names))}"
+        case _:
+            return f"How well the model recognises “{page.names[0]}”"
 
 
 def _epsilon_chart(page: Page) -> Chart | None:

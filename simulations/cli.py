@@ -10,7 +10,14 @@ from typing import Annotated
 import typer
 
 from common.errors import UsageError
-from simulations import bench_ledger, calibrate_command, ledger_command
+from simulations import (
+    bench_data,
+    bench_dp,
+    bench_ledger,
+    calibrate_command,
+    check_data_command,
+    ledger_command,
+)
 from simulations.progress import complain
 
 EXIT_USAGE = 2
@@ -26,8 +33,11 @@ app = typer.Typer(
 
 
 app.add_typer(ledger_command.app, name="ledger")
+bench_ledger.app.command()(bench_data.data)
+bench_ledger.app.command()(bench_dp.dp)
 app.add_typer(bench_ledger.app, name="bench")
 app.command()(calibrate_command.calibrate)
+app.command("check-data")(check_data_command.check_data)
 
 
 @app.callback()

@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import nn
+from torch import Tensor, nn
 
 from client.data.cohort import Cohort
-from common import metrics, models
+from common import models
+from common.config import TaskKind
+from common.errors import UsageError
+from common.evaluation import Evaluation, Scored, evaluate, macro_auroc, usable
 from common.messages import Weights
+from common.task import Task
 
-_BATCH = 128
+_SLICES = 128  # of all images of a batch together
+_MOST_VALUES = 40
 
 
 class HeldOut:
@@ -19,27 +26,78 @@ class HeldOut:
 
     Its patients were never trained on; their figures are released as they are, without noise,
     and no epsilon covers them.
+
+    Images are read a batch at a time, so a cohort that is a memory map stays on disk.
     """
 
-    def __init__(self, model: nn.Module, cohort: Cohort) -> None:
+    def __init__(self, model: nn.Module, task: Task, cohort: Cohort) -> None:
         self._model = model
+        self._task = task
         self._cohort = cohort
 
-    def auroc(self, weights: Weights) -> float:
-        """Area under the ROC curve of the positive class."""
-        return metrics.auroc(self._cohort.labels, self.scores(weights))
+    def check(self, part: str) -> None:
+        """Refuse a cohort on which no final figure can be measured, before anything is trained.
 
-    def evaluate(self, weights: Weights, *, seed: int) -> metrics.Evaluation:
-        """All figures, with an interval from redrawing patients."""
-        return metrics.evaluate(
-            self._cohort.labels, self.scores(weights), self._cohort.patients, seed=seed
-        )
+        Args:
+            part: what the cohort is called in a message, such as ``"test"``.
+
+        Raises:
+            UsageError: no label has both classes there, it is of one patient, or a group has so
+                many values that it would name patients rather than describe them.
+        """
+        cohort = self._cohort
+        if not usable(self._task, cohort.labels, cohort.patients):
+            names = ", ".join(self._task.names)
+            raise UsageError(
+                f"{len(cohort.labels)} {part} images of {cohort.num_patients} patients cannot "
+                f"measure a model: none of {names} is both present and absent in them; hold out "
+                f"more by data.{part}_fraction, or give another split"
+            )
+        for name, column in cohort.groups.items():
+            num_values = np.unique(column).size
+            if num_values > _MOST_VALUES:
+                raise UsageError(
+                    f"data.columns.groups.{name}: {num_values} values among the {part} images, at "
+                    f"most {_MOST_VALUES} can be told apart; cut numbers by "
+                    f"data.columns.bins.{name}, or leave the group out"
+                )
+
+    def auroc(self, weights: Weights) -> float | None:
+        """Mean area under the ROC curve over the labels, ``None`` if no label has one."""
+        return macro_auroc(self._scored(weights))
+
+    def evaluate(self, weights: Weights, *, seed: int) -> Evaluation:
+        """All figures, with intervals from redrawing patients."""
+        return evaluate(self._scored(weights), seed=seed)
 
     def scores(self, weights: Weights) -> NDArray[np.float64]:
-        """Probability of the positive class of each image (N,)."""
+        """(N, L) probability of each name of the task; of the one finding of a binary task."""
         models.load_trainable_weights(self._model, weights)
         self._model.eval()
-        images = torch.from_numpy(self._cohort.images)
         with torch.inference_mode():
-            logits = [self._model(part * 2.0 - 1.0) for part in images.split(_BATCH)]
-        return torch.cat(logits).double().softmax(dim=1)[:, 1].numpy()
+            logits = torch.cat([self._model(batch) for batch in self._batches()]).double()
+        match self._task.kind:
+            case TaskKind.binary:
+                return logits.softmax(dim=1)[:, 1:].numpy()
+            case TaskKind.multiclass:
+                return logits.softmax(dim=1).numpy()
+            case TaskKind.multilabel:
+                return logits.sigmoid().numpy()
+
+    def _scored(self, weights: Weights) -> Scored:
+        return Scored(
+            task=self._task,
+            labels=self._cohort.labels,
+            scores=self.scores(weights),
+            patients=self._cohort.patients,
+            groups=self._cohort.groups,
+        )
+
+    def _batches(self) -> Iterator[Tensor]:
+        """Images as the model takes them, in [-1, 1]; volumes by their number of slices."""
+        images = self._cohort.images
+        depth = images.shape[2] if images.ndim == 5 else 1
+        in_batch = max(1, _SLICES // depth)
+        for start in range(0, len(images), in_batch):
+            batch = np.array(images[start : start + in_batch], dtype=np.float32)
+            yield torch.from_numpy(batch) * 2.0 - 1.0

@@ -86,6 +86,7 @@ def _result(
             "public": config.data.public,
             "num_train_patients": sum(hospitals.sites.values()),
             "num_train_images": hospitals.num_train_images,
+            "task": {"kind": hospitals.task.kind.value, "names": list(hospitals.task.names)},
         },
         "config": configs.to_dict(config),
         "versions": {

@@ -75,12 +75,43 @@ class Page:
         self.public: str | None = study.get("public")
         self.num_train_patients: int | None = study.get("num_train_patients")
         self.num_train_images: int | None = study.get("num_train_images")
+        task: Result = study.get("task") or {}
+        self.task_kind: str = task.get("kind") or "binary"
+        self.names: Sequence[str] = task.get("names") or ["malignant"]  # results of the first days
+        test: Result = self.test or {}
+        self.labels: Sequence[Result] = test.get("labels") or []
+        self.groups: Mapping[str, Sequence[Result]] = test.get("groups") or {}
         kind = (self.config.get("data") or {}).get("kind")
         self.phantom = "phantom" in (kind, self.study)
         self.person, self.persons = (
             ("phantom", "phantoms") if self.phantom else ("patient", "patients")
         )
         self.sites = _sites(self.rounds, self.privacy["sites"] or {})
+
+    @property
+    def several(self) -> str | None:
+        """What the AUROC is a mean over, such as "14 findings"; ``None`` if it is of one alone."""
+        num_measured = len(self.names) - len(self.left_out)
+        return None if self.task_kind == "binary" else self.count_of_names(num_measured)
+
+    @property
+    def left_out(self) -> Sequence[str]:
+        """Names without an AUROC on the test set."""
+        return (self.test or {}).get("left_out") or []
+
+    def count_of_names(self, number: int) -> str:
+        """So many findings, or classes.
+
+        >>> Page({"study": {"task": {"kind": "multiclass", "names": ["a", "b"]}}}).count_of_names(1)
+        '1 class'
+        """
+        one = "class" if self.task_kind == "multiclass" else "finding"
+        return f"{number} {one if number == 1 else self.plural}"
+
+    @property
+    def plural(self) -> str:
+        """What the names of the task are."""
+        return "classes" if self.task_kind == "multiclass" else "findings"
 
     @property
     def epsilon(self) -> float | None:

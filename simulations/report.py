@@ -9,11 +9,11 @@ from __future__ import annotations
 from importlib.resources import files
 from pathlib import Path
 
-from jinja2 import Environment, StrictUndefined
+from jinja2 import Environment, FunctionLoader, StrictUndefined
 
 from common.errors import UsageError
 from common.files import write_atomically
-from simulations.chart import charts
+from simulations.chart import charts, interval_axis
 from simulations.page import Page, Result
 from simulations.wording import decimals, plain, round_up, unbroken
 
@@ -36,9 +36,21 @@ def render(result: Result) -> str:
         raise UsageError(
             f"schema={result.get('schema')!r}: this version writes reports for {SCHEMA!r} only"
         )
-    source = (files("simulations") / "report.html.jinja").read_text(encoding="utf-8")
+    page = Page(result)
+    template = pages().get_template("report.html.jinja")
+    return template.render(
+        page=page, answer=answer(result), charts=charts(page), intervals=interval_axis(page)
+    )
+
+
+def pages() -> Environment:
+    """The templates of this package, which share a style; all output is escaped."""
     environment = Environment(
-        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+        loader=FunctionLoader(_source),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
     )
     environment.filters |= {
         "up": round_up,
@@ -46,10 +58,11 @@ def render(result: Result) -> str:
         "decimals": decimals,
         "unbroken": unbroken,
     }
-    page = Page(result)
-    return environment.from_string(source).render(
-        page=page, answer=answer(result), charts=charts(page)
-    )
+    return environment
+
+
+def _source(name: str) -> str:
+    return (files("simulations") / name).read_text(encoding="utf-8")
 
 
 def write(result: Result, path: Path) -> None:
@@ -80,7 +93,8 @@ def _utility(page: Page) -> str:
         return f"The run {ended} and left no final model; {who} had trained on {on}."
     low, high = page.test["auroc_ci95"]
     interval = f"95\u00a0% CI {decimals(low, 2)} to {decimals(high, 2)}"
-    figure = f"test AUROC {decimals(page.test['auroc'], 2)} ({interval})"
+    metric = f"mean test AUROC over {page.several}" if page.several else "test AUROC"
+    figure = f"{metric} {decimals(page.test['auroc'], 2)} ({interval})"
     return f"{who} trained {'a' if trained == 1 else 'a shared'} model on {on}: {figure}."
 
 

@@ -18,13 +18,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import configs
-from common.config import Config
+from common.config import Config, EngineName
 from common.errors import RunFailed, UsageError
 from simulations.run_dir import RunDir
 
 if TYPE_CHECKING:
     from server.rounds import Outcome, Start
-    from simulations.sites import SimulatedSites
+    from simulations.sites import Hospitals, SimulatedSites
 
 Observe = Callable[[dict[str, Any]], None]
 
@@ -79,11 +79,13 @@ def _simulate(config: Config, run_dir: RunDir, ray_dir: Path, observe: Observe) 
     from simulations.evaluation import HeldOut
     from simulations.outcome import conclude, fail
 
-    spec = shared_model(config, hospitals.num_classes)
+    spec = shared_model(config, hospitals.num_classes, hospitals.depth)
     if config.privacy.private:
-        _check_engine(config, hospitals.num_classes)
+        _check_engine(config, hospitals)
     model = spec.build()
-    validation, test = HeldOut(model, hospitals.val), HeldOut(model, hospitals.test)
+    validation = HeldOut(model, hospitals.task, hospitals.val)
+    test = HeldOut(model, hospitals.task, hospitals.test)
+    test.check("test")
     checkpoint = latest_checkpoint(run_dir.checkpoints) or Checkpoint(
         run_id=run_dir.run_id.read_text().strip(),
         round=0,
@@ -116,17 +118,22 @@ def _simulate(config: Config, run_dir: RunDir, ray_dir: Path, observe: Observe) 
     observe({"event": "done", "result": result})
 
 
-def _check_engine(config: Config, num_classes: int) -> None:
+def _check_engine(config: Config, hospitals: Hospitals) -> None:
     """Refuse a model that private training does not cover before any site is asked."""
-    from client.dp.bookkeeping import Bookkeeper
-    from client.dp.gradients import check_engine
+    from client.dp import engines
+    from client.dp.check import check_engine, made_up_batch
     from simulations.sites import shared_model
 
-    model = shared_model(config, num_classes).build()
+    name = config.privacy.engine
+    model = shared_model(config, hospitals.num_classes, hospitals.depth).build()
+    batch = made_up_batch(
+        hospitals.val.images.shape[1:],
+        num_outputs=hospitals.num_classes,
+        multilabel=hospitals.val.labels.ndim > 1,
+        one_image_each=name is EngineName.opacus_ghost,
+    )
     try:
-        check_engine(
-            model, Bookkeeper(model), image_size=config.data.image_size, num_classes=num_classes
-        )
+        check_engine(model, engines.build(name, model), batch)
     except UsageError as error:
         raise UsageError(
             f"model={config.model.name} finetune={config.finetune.mode.value}: {error}"

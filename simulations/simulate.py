@@ -86,6 +86,7 @@ def _open_run(config: Config) -> tuple[RunDir, Config, bool]:
         raise UsageError(f"simulation.ledger_dir={ledger_dir}: not a folder")
     config.simulation.ledger_dir = ledger_dir and ledger_dir.absolute()
     config.data.root = config.data.root and config.data.root.absolute()
+    config.data.cache_dir = config.data.cache_dir and config.data.cache_dir.absolute()
     config.model.weights = config.model.weights and config.model.weights.absolute()
     config.run_dir = path
     try:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 import re
 import secrets
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from client.data.cache import ImageCache
 from client.data.cohort import Cohort, load_cohort
 from client.data.split import split_patients
 from client.data.study import Record, Study, build
@@ -20,7 +21,9 @@ from common.files import write_atomically
 from common.privacy.book import KEY_NAME, LedgerBook
 from common.privacy.budget import Budget
 from common.privacy.cohort import patient_hashes
+from common.privacy.keys import SiteKey
 from common.seeds import SimulatedSeeds, derive_seed
+from common.task import Task
 from server.recipe import default_delta
 from simulations.partition import partition
 from simulations.run_dir import RunDir
@@ -30,6 +33,8 @@ if TYPE_CHECKING:
 
     from client.site import Site, SiteModel, SiteSetup
 
+_READER_KEY = "reader.key"
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Hospitals:
@@ -37,7 +42,7 @@ class Hospitals:
 
     Attributes:
         study: name of the study.
-        num_classes: number of classes of its label.
+        task: what its labels mean.
         sites: number of training patients by site name, in order of names.
         num_train_images: over all sites.
         val: images that the model is looked at on after each round.
@@ -45,11 +50,21 @@ class Hospitals:
     """
 
     study: str
-    num_classes: int
+    task: Task
     sites: dict[str, int]
     num_train_images: int
     val: Cohort = field(repr=False)
     test: Cohort = field(repr=False)
+
+    @property
+    def num_classes(self) -> int:
+        """Number of outputs of a model for the task."""
+        return self.task.num_outputs
+
+    @property
+    def depth(self) -> int | None:
+        """Slices of a volume, or ``None`` of a study of images."""
+        return depth_of(self.test)
 
 
 def prepare(config: Config, run_dir: RunDir) -> Hospitals:
@@ -58,35 +73,85 @@ def prepare(config: Config, run_dir: RunDir) -> Hospitals:
     Raises:
         UsageError: if the study cannot be read, or cannot be dealt out as asked.
     """
-    study = build(config.data, num_sites=config.federation.num_sites, phantom_dir=run_dir.phantoms)
+    study = build(
+        config.data,
+        num_sites=config.federation.num_sites,
+        phantom_dir=run_dir.phantoms,
+        secret=_reader_key(config, run_dir),
+    )
     split = split_patients(
         study.records,
         val_fraction=config.data.val_fraction,
         test_fraction=config.data.test_fraction,
         seed=config.seed,
     )
-    shares = partition(split.train, num_sites=config.federation.num_sites, seed=config.seed)
+    shares = partition(
+        split.train, config.partition, num_sites=config.federation.num_sites, seed=config.seed
+    )
     names = _file_names(shares)
     _check_site_budgets(config, tuple(names.values()))
     sites: dict[str, int] = {}
     num_images = 0
     for original, name in sorted(names.items(), key=lambda item: item[1]):
-        cohort = load_cohort(study, shares[original], image_size=config.data.image_size)
+        cohort = _load(study, shares[original], config)
         _save_cohort(cohort, name, run_dir, _cohort_key(config, run_dir, name, cohort))
         sites[name] = cohort.num_patients
         num_images += len(cohort.labels)
     return Hospitals(
         study=study.name,
-        num_classes=study.num_classes,
+        task=study.task,
         sites=sites,
         num_train_images=num_images,
-        val=_held_out(study, split.val, config),
-        test=_held_out(study, split.test, config),
+        val=_held_out(_load(study, split.val, config), "val", run_dir),
+        test=_held_out(_load(study, split.test, config), "test", run_dir),
     )
 
 
-def _held_out(study: Study, records: tuple[Record, ...], config: Config) -> Cohort:
-    return load_cohort(study, records, image_size=config.data.image_size)
+def _load(study: Study, records: tuple[Record, ...], config: Config) -> Cohort:
+    """The decoded cohort, from the cache of the whole study if there is to be one."""
+    data = config.data
+    if data.cache_dir is None:
+        return load_cohort(study, records, image_size=data.image_size, depth=data.volume.depth)
+    settings = (data.kind.value, data.paper_crops, data.window, data.side, data.volume)
+    cache = ImageCache(
+        folder=data.cache_dir,
+        image_size=data.image_size,
+        depth=data.volume.depth,
+        settings=repr(settings),
+    )
+    return cache.cohort(study, records, within=study.records)
+
+
+def _held_out(cohort: Cohort, part: str, run_dir: RunDir) -> Cohort:
+    """The cohort with its images on disk; while hospitals train, the memory is theirs."""
+    if isinstance(cohort.images, np.memmap):
+        return cohort
+    path = run_dir.work / f"{part}.npy"
+    np.save(path, cohort.images)
+    return replace(cohort, images=np.load(path, mmap_mode="r"))
+
+
+def depth_of(cohort: Cohort) -> int | None:
+    """Slices of a volume, or ``None`` of a cohort of images."""
+    return cohort.images.shape[2] if cohort.images.ndim == 5 else None
+
+
+def _reader_key(config: Config, run_dir: RunDir) -> bytes:
+    """The key under which the study's reader hides patients, for all simulated hospitals.
+
+    It stays with the ledgers: under a new key each patient they know would be a stranger, and
+    counting would start from zero.
+    """
+    folder = config.simulation.ledger_dir
+    if folder is None:
+        return _site_key(run_dir.path / "ledger" / _READER_KEY)
+    is_new = next(folder.glob("*/*.sqlite"), None) is None
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        key = (SiteKey.load_or_create if is_new else SiteKey.load)(folder / _READER_KEY)
+    except (OSError, LedgerError) as error:
+        raise UsageError(f"simulation.ledger_dir={folder}: {_READER_KEY}: {error}") from error
+    return key.cohort_key
 
 
 def _file_names(shares: dict[str, tuple[Record, ...]]) -> dict[str, str]:
@@ -200,8 +265,10 @@ class SimulatedSites:
                 accountant=privacy.accountant.value,
                 unit=privacy.unit,
             ),
-            model=shared_model(self.config, self.num_classes),
+            model=shared_model(self.config, self.num_classes, depth_of(cohort)),
             seeds=SimulatedSeeds(run_seed=self._run_seed(), site=name),
+            augmentation=self.config.training.augmentation,
+            memory_bytes=_memory_bytes(self.config),
         )
 
     def _run_seed(self) -> int:
@@ -216,11 +283,16 @@ class SimulatedSites:
         return derive_seed(seed, self.run_dir.run_id.read_text().strip())
 
 
+def _memory_bytes(config: Config) -> float | None:
+    limit = config.training.memory_gb
+    return None if limit is None else limit * 1e9
+
+
 _open_sites: dict[tuple[str, str], Site] = {}
 
 
-def shared_model(config: Config, num_classes: int) -> SiteModel:
-    """How every simulated hospital, and the server, builds the model."""
+def shared_model(config: Config, num_classes: int, depth: int | None = None) -> SiteModel:
+    """How every simulated hospital, and the server, builds the model; for volumes, of a depth."""
     from client.site import SiteModel
 
     return SiteModel(
@@ -229,4 +301,5 @@ def shared_model(config: Config, num_classes: int) -> SiteModel:
         image_size=config.data.image_size,
         num_classes=num_classes,
         seed=derive_seed(config.seed, "model"),
+        depth=depth,
     )

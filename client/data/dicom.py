@@ -1,152 +1,121 @@
-"""One grey DICOM image as its display shows it."""
+"""DICOM files as images, volumes, Hounsfield units or tags.
+
+Every byte of a DICOM file is read in a child process with limits (`client.data.dicom_decoder`); the
+texts of errors are predicates that a study completes with the row. `docs/dicom.md` says what is
+read, what is refused and what it costs.
+"""
 
 from __future__ import annotations
 
-import math
+import os
+import re
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import pydicom
-from pydicom.dataset import Dataset
-from pydicom.filereader import read_file_meta_info
-from pydicom.multival import MultiValue
-from pydicom.uid import DeflatedExplicitVRLittleEndian
+from pydicom.datadict import tag_for_keyword
 
-from client.data.image import check_size
-from common.errors import DataError
+from client.data.dicom_decoder import shared_decoder
+
+_HEXADECIMAL = re.compile(r"\(?([0-9a-fA-F]{4}),? ?([0-9a-fA-F]{4})\)?")
 
 
-def read_dicom(path: Path) -> npt.NDArray[np.float32]:
-    """Reads a single-frame MONOCHROME1 or MONOCHROME2 image.
+def read_dicom(
+    path: Path, *, window: str | None = None, frame: int | None = None, side: str | None = None
+) -> npt.NDArray[np.float32]:
+    """Reads one frame as its display shows it.
 
-    Rescale slope and intercept, then the first window of the file (DICOM PS3.3 C.11.2.1.2), or
-    without a window the full range of the stored bits; MONOCHROME1 is inverted, so that bright
-    always means dense. Lookup tables, colour and several frames are refused rather than shown
-    wrongly.
+    Modality table or slope and intercept, then a window or VOI table, or without one the full range
+    of the stored bits; MONOCHROME1 is inverted, so that bright always means dense; padding is
+    black; colours become luma.
 
     Args:
         path: A DICOM file with its 128-byte preamble.
+        window: ``WindowCenterWidthExplanation`` or ``LUTExplanation`` of the window, in any case;
+            None for the file's first.
+        frame: Counted from 1; None for the only one.
+        side: "L" or "R": an image of the other side is mirrored; None leaves it as it is.
 
     Returns:
         (H, W) in [0, 1].
 
     Raises:
-        DataError: The header is unsound or asks for something that is not supported.
+        DataError: The file is unsound, has several frames and none is named, or asks for something
+            that is not supported.
     """
-    syntax = read_file_meta_info(path).get("TransferSyntaxUID")
-    if syntax == DeflatedExplicitVRLittleEndian:
-        # Inflating happens while the header is parsed, before any size can be checked.
-        raise DataError("is a deflated DICOM file; that transfer syntax is not supported")
-    dataset = pydicom.dcmread(path)
-    inverted = _check_header(dataset)
-    low, high = _stored_range(dataset)
-    slope, intercept = _rescale(dataset)
-    window = _window(dataset)
-    pixels = dataset.pixel_array.astype(np.float32)
-    if pixels.shape != (dataset.Rows, dataset.Columns):
-        raise DataError("has pixel data of another size than its header says")
-    if window is None:
-        unit = (pixels - np.float32(low)) / np.float32(high - low)
-        # A negative slope turns the grey scale around.
-        unit = unit if slope > 0 else 1 - unit
-    else:
-        unit = window.apply(pixels * np.float32(slope) + np.float32(intercept))
-    unit = np.clip(unit, 0.0, 1.0)
-    return 1 - unit if inverted else unit
+    return _frames(path, window=window, frame=frame, side=side)[0]
 
 
-class _Window:
-    """Centre, width and shape of the first VOI window."""
+def read_dicom_volume(
+    path: Path, *, window: str | None = None, side: str | None = None
+) -> npt.NDArray[np.float32]:
+    """Reads all frames of one file, in the file's order, as `read_dicom` reads one.
 
-    def __init__(self, center: float, width: float, function: str):
-        smallest = 1.0 if function == "LINEAR" else 0.0
-        if function not in {"LINEAR", "LINEAR_EXACT", "SIGMOID"} or width <= 0 or width < smallest:
-            raise DataError("has an unsound window")
-        self._center = center
-        self._width = width
-        self._function = function
-
-    def apply(self, values: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-        match self._function:
-            case "LINEAR":
-                # The standard's half-pixel convention; a width of 1 is a step.
-                span = max(self._width - 1, 1e-6)
-                return (values - np.float32(self._center - 0.5)) / np.float32(span) + 0.5
-            case "LINEAR_EXACT":
-                return (values - np.float32(self._center)) / np.float32(self._width) + 0.5
-            case _:
-                steps = (values - np.float32(self._center)) / np.float32(self._width)
-                return np.float32(0.5) * (
-                    1 + np.tanh(2 * steps)
-                )  # 1 / (1 + exp(-4 x)), without overflow
+    Returns:
+        (D, H, W) in [0, 1].
+    """
+    return _frames(path, window=window, side=side, volume=True)
 
 
-def _check_header(dataset: Dataset) -> bool:
-    """Checks what decides the memory and the meaning of pixels; returns whether to invert."""
-    check_size(_integer(dataset, "Rows"), _integer(dataset, "Columns"))
-    if _integer(dataset, "NumberOfFrames", 1) != 1:
-        raise DataError("has several frames; only single images can be read")
-    photometric = dataset.get("PhotometricInterpretation")
-    if _integer(dataset, "SamplesPerPixel", 1) != 1 or photometric not in {
-        "MONOCHROME1",
-        "MONOCHROME2",
-    }:
-        raise DataError("is not MONOCHROME1 or MONOCHROME2; colour is not supported")
-    has_table = bool(dataset.get("VOILUTSequence")) and dataset.get("WindowCenter") is None
-    if dataset.get("ModalityLUTSequence") or has_table:
-        raise DataError("needs a lookup table (Modality or VOI LUT), which is not supported")
-    if "PixelData" not in dataset:
-        raise DataError("has no integer pixel data")
-    return photometric == "MONOCHROME1"
+def read_hounsfield(path: Path, *, frame: int | None = None) -> npt.NDArray[np.float32]:
+    """Reads one frame of a CT in Hounsfield units: rescaled, no window, padding as air (-1,000).
+
+    Returns:
+        (H, W) in HU.
+
+    Raises:
+        DataError: As `read_dicom`, or the image is no CT or gives no slope and intercept.
+    """
+    return _frames(path, frame=frame, hounsfield=True)[0]
 
 
-def _stored_range(dataset: Dataset) -> tuple[int, int]:
-    """Smallest and largest value that the stored bits can hold."""
-    bits = _integer(dataset, "BitsStored")
-    if not 1 <= bits <= 16 or _integer(dataset, "BitsAllocated") not in {8, 16}:
-        raise DataError("stores pixels in another way than 1 to 16 bits in 8 or 16")
-    signed = _integer(dataset, "PixelRepresentation", 0)
-    if signed not in {0, 1}:
-        raise DataError("says neither signed nor unsigned of its pixels")
-    return (-(1 << bits - 1), (1 << bits - 1) - 1) if signed else (0, (1 << bits) - 1)
+def read_hounsfield_volume(path: Path) -> npt.NDArray[np.float32]:
+    """Reads all frames of one CT file, in the file's order, in Hounsfield units.
+
+    Returns:
+        (D, H, W) in HU.
+    """
+    return _frames(path, hounsfield=True, volume=True)
 
 
-def _rescale(dataset: Dataset) -> tuple[float, float]:
-    slope = _number(dataset, "RescaleSlope", 1.0)
-    if slope == 0:
-        raise DataError("has a rescale slope of 0")
-    return slope, _number(dataset, "RescaleIntercept", 0.0)
+def read_tags(path: Path, tags: Iterable[str]) -> dict[str, tuple[str, ...]]:
+    """Reads elements at the top of a header, without the pixels.
+
+    The values may identify a patient: they stay with the caller.
+
+    Args:
+        path: A DICOM file with its 128-byte preamble.
+        tags: Keywords ("SeriesInstanceUID") or numbers ("0020,000e").
+
+    Returns:
+        The values of those that are there, as texts, under the names asked for. Sequences,
+        binary elements and values against their own type are left out.
+
+    Raises:
+        ValueError: A name is neither a keyword of the standard nor a number.
+        DataError: The file is not sound.
+    """
+    wanted = {name: _tag(name) for name in tags}
+    request = {"path": os.fspath(path), "tags": list(wanted.values())}
+    found = shared_decoder().tags(request)
+    keys = {name: f"{tag:08x}" for name, tag in wanted.items()}
+    return {name: tuple(found[key]) for name, key in keys.items() if key in found}
 
 
-def _window(dataset: Dataset) -> _Window | None:
-    if dataset.get("WindowCenter") is None or dataset.get("WindowWidth") is None:
-        return None
-    function = str(dataset.get("VOILUTFunction") or "LINEAR")
-    center, width = _number(dataset, "WindowCenter", 0.0), _number(dataset, "WindowWidth", 0.0)
-    return _Window(center, width, function)
+def _frames(path: Path, **request: Any) -> npt.NDArray[np.float32]:
+    side = request.get("side")
+    if side not in {None, "L", "R"}:
+        raise ValueError(f'side={side}: must be "L", "R" or None')
+    return shared_decoder().frames({"path": os.fspath(path), **request})
 
 
-def _integer(dataset: Dataset, keyword: str, default: int | None = None) -> int:
-    value = dataset.get(keyword)
-    if value is None and default is not None:
-        return default
-    try:
-        return int(str(value))
-    except ValueError:
-        raise DataError(f"has no usable {keyword}") from None
-
-
-def _number(dataset: Dataset, keyword: str, default: float) -> float:
-    value = dataset.get(keyword)
-    if isinstance(value, MultiValue):
-        value = value[0] if len(value) else None
-    if value is None:
-        return default
-    try:
-        number = float(str(value))
-    except ValueError:
-        raise DataError(f"has no usable {keyword}") from None
-    if not math.isfinite(number) or abs(number) > 1e9:
-        raise DataError(f"has no usable {keyword}")
-    return number
+def _tag(name: str) -> int:
+    tag = tag_for_keyword(name)
+    if tag is None:
+        match = _HEXADECIMAL.fullmatch(name.strip())
+        if match is None:
+            raise ValueError(f"tags={name}: is neither a DICOM keyword nor a number as 0020,000e")
+        tag = int(match[1] + match[2], 16)
+    return tag

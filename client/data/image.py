@@ -8,6 +8,7 @@ volume ...") that a study completes with the row; it never holds the file's name
 from __future__ import annotations
 
 import gzip
+import stat
 import warnings
 from pathlib import Path
 
@@ -21,22 +22,29 @@ MAX_PIXELS = 1 << 26
 """Largest image that is decoded: 67 megapixels, more than twice a full-field mammogram."""
 
 MAX_FILE_BYTES = 1 << 29
-"""Largest file that is opened: 512 MiB."""
+"""Largest file that is opened: 512 MiB; a DICOM file has the same limit."""
 
 _HEAD_BYTES = 352  # the length of a NIfTI-1 header; the other kinds need less
 _GZIP = b"\x1f\x8b"
 
 
-def read_image(path: Path) -> npt.NDArray[np.float32]:
+def read_image(
+    path: Path, *, window: str | None = None, frame: int | None = None, side: str | None = None
+) -> npt.NDArray[np.float32]:
     """Reads one image of any supported kind.
 
     PNG and JPEG (8 bit, grey 16 bit; colours become luma, transparency is ignored) and unsigned
     NumPy arrays are divided by the largest value of their type; floating-point NumPy arrays must
-    lie in [0, 1] already. DICOM goes through its window (see `client.data.dicom`). NIfTI, whose
-    units are open, is spread from its smallest to its largest value.
+    lie in [0, 1] already. DICOM goes through its window in a process of its own (see
+    `client.data.dicom`). NIfTI, whose units are open, is spread from its smallest to its largest
+    value.
 
     Args:
         path: The file.
+        window: Of a DICOM file, see `client.data.dicom.read_dicom`; as ``frame`` and ``side``
+            it means nothing to the other kinds.
+        frame: Of a DICOM file, counted from 1.
+        side: Of a DICOM file, "L" or "R".
 
     Returns:
         (H, W) in [0, 1], bright where the tissue is dense.
@@ -45,12 +53,21 @@ def read_image(path: Path) -> npt.NDArray[np.float32]:
         DataError: The file is missing, of another kind, too large, not 2D or damaged.
     """
     try:
-        size = path.stat().st_size
+        status = path.stat()
+        if not (stat.S_ISREG(status.st_mode) or stat.S_ISDIR(status.st_mode)):
+            raise DataError("is not a regular file")  # a pipe would never end
+        size = status.st_size
         head = _read_head(path)
+    except DataError:
+        raise
     except (OSError, EOFError, ValueError) as error:
         raise DataError(f"cannot be opened ({type(error).__name__})") from None
     if size > MAX_FILE_BYTES:
         raise DataError(f"is a file of {size >> 20} MiB; the limit is {MAX_FILE_BYTES >> 20} MiB")
+    if _is_dicom(path, head):
+        from client.data.dicom import read_dicom  # pydicom starts only where there is DICOM
+
+        return read_dicom(path, window=window, frame=frame, side=side)
     try:
         # Warnings of the decoders quote header values, which may identify a patient.
         with warnings.catch_warnings():
@@ -109,14 +126,19 @@ def _read_head(path: Path) -> bytes:
     return head
 
 
+def _is_dicom(path: Path, head: bytes) -> bool:
+    if head[128:132] != b"DICM":
+        return False
+    with path.open("rb") as file:
+        if file.read(len(_GZIP)) == _GZIP:
+            raise DataError("is a DICOM file inside gzip; unpack it first")
+    return True
+
+
 def _decode(path: Path, head: bytes) -> npt.NDArray[np.float32]:
     """Picks the decoder by the first bytes."""
     if head.startswith((b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff")):
         return _read_raster(path)
-    if head[128:132] == b"DICM":
-        from client.data.dicom import read_dicom  # pydicom starts only where there is DICOM
-
-        return read_dicom(path)
     if head.startswith(b"\x93NUMPY"):
         return _read_numpy(path)
     if head[344:348] in {b"n+1\x00", b"ni1\x00"} or head[4:8] == b"n+2\x00":

@@ -30,6 +30,7 @@ from pydicom.uid import (
 )
 
 from client.data.mass import draw_mass, draw_view
+from client.data.patient import PatientHash
 from client.data.scanner import Scanner, expose, scanner_of
 from client.data.table import TableStudy, read_table
 from common.config import ColumnsConfig, DataConfig, PhantomConfig, StudyKind
@@ -54,7 +55,9 @@ _DENSITY_SHARES = (0.10, 0.40, 0.40, 0.10)  # of breast density 1, 2, 3 and 4
 _VIEW_CODES = {"CC": ("R-10242", "cranio-caudal"), "MLO": ("R-10226", "medio-lateral oblique")}
 
 
-def phantom_study(config: DataConfig, *, num_sites: int, phantom_dir: Path) -> TableStudy:
+def phantom_study(
+    config: DataConfig, *, num_sites: int, phantom_dir: Path, hashed: PatientHash
+) -> TableStudy:
     """Writes the phantoms of ``config`` unless they are there, and opens them as a table study.
 
     Raises:
@@ -67,7 +70,7 @@ def phantom_study(config: DataConfig, *, num_sites: int, phantom_dir: Path) -> T
         image="file", patient="patient_id", label="malignant", split="split", site="hospital"
     )
     return read_table(
-        replace(config, kind=StudyKind.table, root=root, table=_TABLE, columns=columns)
+        replace(config, kind=StudyKind.table, root=root, table=_TABLE, columns=columns), hashed
     )
 
 

@@ -1,17 +1,17 @@
-"""Training, validation and test parts of a study, whole patients always."""
+"""Train, validation and test: whole patients, so that no one is on two sides."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from client.data.study import SPLITS, Record, patient_labels
-from common.errors import DataError
+from common.errors import DataError, UsageError
 
-# Keeps the draw of the split apart from other draws that start from the same seed.
-_PURPOSE = 1
+# Keep the draws of the split and of the folds apart from others that start from the same seed.
+_SPLIT, _FOLDS = 1, 3
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -26,14 +26,26 @@ class Split:
     test: tuple[Record, ...]
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Fold:
+    """One of several ways to leave some patients out, each part in row order.
+
+    *Guarantees*: no patient has records in both parts.
+    """
+
+    train: tuple[Record, ...]
+    held_out: tuple[Record, ...]
+
+
 def split_patients(
     records: Sequence[Record], *, val_fraction: float, test_fraction: float, seed: int
 ) -> Split:
     """Splits records by patient, by the official split where they carry one.
 
     Parts that the study does not name are drawn from its training patients, stratified by the
-    patient's label (positive if any image is). The result depends on the set of records and the
-    seed, not on the order of the records.
+    patient's label (see `patient_labels`) and, as far as numbers allow, by groups and site. The
+    result depends on the set of records and the seed, not on the order of the records, nor on the
+    key under which patients are hashed.
 
     Args:
         records: All records of a study.
@@ -48,12 +60,10 @@ def split_patients(
     sides = _official_sides(records)
     fractions = {"val": val_fraction, "test": test_fraction}
     missing = {name: fractions[name] for name in fractions if name not in set(sides.values())}
-    labels = patient_labels(record for record in records if sides[record.patient] == "train")
-    sides |= _draw(labels, missing, seed)
+    strata = _strata([record for record in records if sides[record.patient] == "train"], seed)
+    sides |= _draw(strata, missing, seed)
     parts = {
-        name: tuple(
-            sorted((r for r in records if sides[r.patient] == name), key=lambda record: record.row)
-        )
+        name: _in_row_order(record for record in records if sides[record.patient] == name)
         for name in SPLITS
     }
     for name, part in parts.items():
@@ -63,6 +73,36 @@ def split_patients(
                 "official split has no train rows"
             )
     return Split(**parts)
+
+
+def fold_patients(records: Sequence[Record], *, num_folds: int, seed: int) -> tuple[Fold, ...]:
+    """Deals patients into ``num_folds`` parts and leaves out each of them once.
+
+    Stratified like `split_patients`: of each label, each fold holds the same number of patients
+    but for one. An official split is not looked at: pass the records that are to be divided.
+
+    Raises:
+        UsageError: There are fewer than 2 folds, or fewer patients than folds.
+    """
+    strata = _strata(records, seed)
+    patients = [patient for stratum in strata.values() for patient in stratum]
+    if not 2 <= num_folds <= len(patients):
+        raise UsageError(
+            f"num_folds={num_folds}: must be 2 to {len(patients)}, the number of patients"
+        )
+    first = int(np.random.default_rng([seed, _FOLDS]).integers(num_folds))
+    fold_of = {patient: (first + place) % num_folds for place, patient in enumerate(patients)}
+    return tuple(
+        Fold(
+            train=_in_row_order(r for r in records if fold_of[r.patient] != number),
+            held_out=_in_row_order(r for r in records if fold_of[r.patient] == number),
+        )
+        for number in range(num_folds)
+    )
+
+
+def _in_row_order(records: Iterable[Record]) -> tuple[Record, ...]:
+    return tuple(sorted(records, key=lambda record: record.row))
 
 
 def _official_sides(records: Sequence[Record]) -> dict[str, str]:
@@ -82,18 +122,41 @@ def _official_sides(records: Sequence[Record]) -> dict[str, str]:
     return {patient: names.pop() for patient, names in sides.items()}
 
 
-def _draw(labels: dict[str, int], fractions: dict[str, float], seed: int) -> dict[str, str]:
-    """Draws patients of each label for each named part; the others are not in the result."""
-    generator = np.random.default_rng([seed, _PURPOSE])
+def _strata(records: Sequence[Record], seed: int) -> dict[int, list[str]]:
+    """Patients of each label, those of one group and site side by side, shuffled among them.
+
+    Hashes of patients differ from key to key; the first row of a patient does not.
+    """
+    labels = patient_labels(records)
+    first: dict[str, Record] = {}
+    for record in _in_row_order(records):
+        first.setdefault(record.patient, record)
+    places = np.random.default_rng([seed, _SPLIT, len(labels)]).permutation(len(labels))
+    place = dict(zip(labels, places.tolist(), strict=True))
+
+    def likeness(patient: str) -> tuple[list[tuple[str, str]], str, int]:
+        record = first[patient]
+        return sorted(record.groups.items()), record.site or "", place[patient]
+
+    return {
+        label: sorted((name for name in labels if labels[name] == label), key=likeness)
+        for label in sorted(set(labels.values()))
+    }
+
+
+def _draw(strata: dict[int, list[str]], fractions: dict[str, float], seed: int) -> dict[str, str]:
+    """Draws patients of each stratum for each named part; the others are not in the result.
+
+    At even steps from a random start, so that neighbours (of one group) are drawn in proportion.
+    """
+    generator = np.random.default_rng([seed, _SPLIT])
     drawn: dict[str, str] = {}
-    for label in sorted(set(labels.values())):
-        stratum = sorted(patient for patient in labels if labels[patient] == label)
-        shuffled = [stratum[index] for index in generator.permutation(len(stratum))]
-        start = 0
+    for stratum in strata.values():
         for name, fraction in fractions.items():
-            stop = start + _share(fraction, len(stratum))
-            drawn |= dict.fromkeys(shuffled[start:stop], name)
-            start = stop
+            left = [patient for patient in stratum if patient not in drawn]
+            count = min(_share(fraction, len(stratum)), len(left))
+            start = generator.uniform()
+            drawn |= {left[int((start + i) * len(left) / count)]: name for i in range(count)}
     return drawn
 
 

@@ -7,18 +7,21 @@ patients (sampling rate x cohort size, both public), never by the number drawn.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from typing import Protocol
 
 import torch
 from opacus.optimizers import DPOptimizer
+from opacus.optimizers.optimizer import _generate_noise
 from torch import Tensor, nn
-from torch.nn import functional
 from torch.optim import Optimizer
 
-from client.dp.bookkeeping import Bookkeeper
+from client.dp.clipping import Clipping
+from client.dp.engine import Engine, Sums
+from client.dp.loss import patient_loss
+from client.dp.noise import SystemNoise
 from client.dp.patients import PatientBatch
-from common.errors import UsageError
+from common.config import Precision
 
 
 class StepGradient(Protocol):
@@ -32,163 +35,98 @@ class StepGradient(Protocol):
 class PlainStep:
     """A step without privacy: the mean of patients' mean gradients, nothing clipped or added."""
 
-    def __init__(self, model: nn.Module, optimizer: Optimizer, *, expected_patients: float) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: Optimizer,
+        *,
+        expected_patients: float,
+        precision: Precision = Precision.fp32,
+    ) -> None:
         self._model = model
         self._optimizer = optimizer
         self._expected_patients = expected_patients
+        self._precision = precision
 
     def step(self, batches: Iterable[PatientBatch]) -> None:
         """See `StepGradient`; without a batch the gradient is zero."""
-        parameters = [p for p in self._model.parameters() if p.requires_grad]
-        for parameter in parameters:
-            parameter.grad = torch.zeros_like(parameter)
+        self._optimizer.zero_grad(set_to_none=True)
         for batch in batches:
-            losses = functional.cross_entropy(
-                self._model(batch.images), batch.labels, reduction="none"
-            )
-            ((losses * batch.image_weights()).sum() / self._expected_patients).backward()
+            loss = patient_loss(self._model, batch, self._precision)
+            (loss / self._expected_patients).backward()
+        for parameter in self._model.parameters():
+            if parameter.requires_grad and parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
         self._optimizer.step()
 
 
 class PatientOptimizer(DPOptimizer):
-    """Opacus's optimiser, clipping patients instead of images.
+    """Opacus's optimiser, fed with sums of clipped patient gradients.
+
+    The noise is Opacus's own, from its ``generator``; where ``system_noise`` is set, it is that.
 
     Guarantees:
         One patient changes the sum before noise by at most ``max_grad_norm``; the noise has
         standard deviation ``noise_multiplier * max_grad_norm`` and is added once a step.
     """
 
-    @property
-    def accumulated_iterations(self) -> int:
-        """Always one: ``expected_batch_size`` counts the patients of the whole logical step."""
-        return 1
+    system_noise: SystemNoise | None = None
 
     def begin(self) -> None:
         """Forget everything of the last step."""
         for parameter in self.params:
             parameter.grad = None
-            parameter.grad_sample = None  # pyright: ignore[reportAttributeAccessIssue]
-            parameter.summed_grad = (  # pyright: ignore[reportAttributeAccessIssue]
-                torch.zeros_like(parameter)
-            )
+            _set_sum(parameter, None)
 
-    def add(self, sums: Iterable[tuple[nn.Parameter, Tensor]]) -> None:
+    def add(self, sums: Sums) -> None:
         """Add sums of clipped gradients."""
         for parameter, gradient in sums:
-            parameter.summed_grad += gradient  # pyright: ignore[reportAttributeAccessIssue]
+            known = _sum_of(parameter)
+            _set_sum(parameter, gradient if known is None else known.add_(gradient))
 
     def release(self) -> None:
-        """Add the noise, divide by the expected number of patients, update the weights."""
-        self.add_noise()
-        self.scale_grad()
+        """Add the noise, divide by the expected number of patients, update the weights.
+
+        Every weight gets noise, whether it got a gradient or not.
+        """
+        expected = self.expected_batch_size
+        assert expected is not None
+        for parameter in self.params:
+            total = _sum_of(parameter)
+            noisy = self._noisy(torch.zeros_like(parameter) if total is None else total)
+            parameter.grad = noisy.div_(expected)
+            _set_sum(parameter, None)
         self.original_optimizer.step()
+
+    def _noisy(self, total: Tensor) -> Tensor:
+        std = self.noise_multiplier * self.max_grad_norm
+        if self.system_noise is not None:
+            return self.system_noise.added_to(total, std)
+        return _generate_noise(std, total, self.generator, self.secure_mode).add_(total)
+
+
+def _sum_of(parameter: nn.Parameter) -> Tensor | None:
+    """Where Opacus keeps a weight's sum of clipped gradients."""
+    return getattr(parameter, "summed_grad", None)
+
+
+def _set_sum(parameter: nn.Parameter, total: Tensor | None) -> None:
+    parameter.summed_grad = total  # pyright: ignore[reportAttributeAccessIssue]
 
 
 class PrivateStep:
     """A step of patient-level DP-SGD (Abadi et al. 2016, arXiv 1607.00133)."""
 
-    def __init__(self, model: nn.Module, keeper: Bookkeeper, optimizer: PatientOptimizer) -> None:
-        self._model = model
-        self._keeper = keeper
+    def __init__(self, engine: Engine, clipping: Clipping, optimizer: PatientOptimizer) -> None:
+        if clipping.max_grad_norm != optimizer.max_grad_norm:
+            raise ValueError("clipping and noise must agree on max_grad_norm")
+        self._engine = engine
+        self._clipping = clipping
         self._optimizer = optimizer
 
     def step(self, batches: Iterable[PatientBatch]) -> None:
         """See `StepGradient`; without a batch the step is noise alone."""
         self._optimizer.begin()
         for batch in batches:
-            self._optimizer.add(self._clipped_sums(batch))
+            self._optimizer.add(self._engine.clipped_sums(batch, self._clipping))
         self._optimizer.release()
-
-    def _clipped_sums(self, batch: PatientBatch) -> list[tuple[nn.Parameter, Tensor]]:
-        """Sum of clipped patient gradients, by weight.
-
-        A patient whose gradient is not finite counts as zero: it would otherwise make the
-        released weights NaN, and with that be seen.
-        """
-        norms = backward(self._model, self._keeper, batch)
-        finite = torch.isfinite(norms)
-        if not bool(finite.any()):
-            return []
-        if not bool(finite.all()):
-            return self._clipped_sums(batch.only(finite))
-        factors = clip_factors(norms, self._optimizer.max_grad_norm)[batch.patients]
-        with torch.no_grad():
-            sums = [pair for tape in self._keeper.tapes() for pair in tape.weighted_sum(factors)]
-        self._keeper.forget()
-        return sums
-
-
-def clip_factors(norms: Tensor, max_grad_norm: float) -> Tensor:
-    """(P,) min(1, C / norm): flat clipping."""
-    return (max_grad_norm / (norms + 1e-6)).clamp(max=1.0)
-
-
-def backward(model: nn.Module, keeper: Bookkeeper, batch: PatientBatch) -> Tensor:
-    """Record one backward pass; returns the norm of each patient's mean gradient, (P,)."""
-    with keeper.recording(len(batch.labels)):
-        losses = functional.cross_entropy(model(batch.images), batch.labels, reduction="none")
-        (losses * batch.image_weights()).sum().backward()
-    with torch.no_grad():
-        return torch.stack([t.squared_norms(batch) for t in keeper.tapes()]).sum(0).sqrt()
-
-
-def check_engine(
-    model: nn.Module, keeper: Bookkeeper, *, image_size: int, num_classes: int
-) -> None:
-    """Compare two made-up patients' gradients with plain autograd, for every weight.
-
-    A layer may mix images, or use its weights in a way that the engine does not see, without any
-    error; so a model is tried before it meets a patient.
-
-    Raises:
-        UsageError: if a gradient or a norm differs by more than 0.1 %, or the pass fails.
-    """
-    generator = torch.Generator().manual_seed(0)
-    batch = PatientBatch(
-        images=torch.rand((3, 1, image_size, image_size), generator=generator),
-        labels=torch.arange(3) % num_classes,
-        patients=torch.tensor([0, 0, 1]),
-        num_patients=2,
-    )
-    was_training = model.training
-    model.eval()  # random layers would differ between the two passes
-    try:
-        norms = backward(model, keeper, batch).detach()
-    except RuntimeError as error:  # shapes that the engine does not expect
-        raise UsageError(f"private training does not cover this model: {error}") from error
-    tapes = keeper.tapes()
-    keeper.forget()
-    trainable = {name: p for name, p in model.named_parameters() if p.requires_grad}
-    for patient in range(batch.num_patients):
-        factors = (batch.patients == patient).to(batch.images.dtype)
-        with torch.no_grad():
-            engine = {p: g for tape in tapes for p, g in tape.weighted_sum(factors)}
-        expected = _autograd(model, batch.only(torch.arange(2) == patient), trainable)
-        total = float(torch.stack([g.norm() for g in expected.values()]).norm())
-        for name, parameter in trainable.items():
-            got, want = engine.get(parameter, torch.zeros_like(parameter)), expected[name]
-            if not float((got - want).norm()) <= 1e-3 * max(float(want.norm()), 1e-3 * total):
-                raise UsageError(
-                    f"private training does not cover {name}: its per-patient gradient differs "
-                    "from autograd's; train less of the model or choose another"
-                )
-        if not abs(float(norms[patient]) - total) <= 1e-3 * total:
-            raise UsageError(
-                f"private training does not cover this model: a patient's gradient norm reads "
-                f"{float(norms[patient]):.4g}, autograd's is {total:.4g}"
-            )
-    model.train(was_training)
-    for parameter in model.parameters():
-        parameter.grad = None
-
-
-def _autograd(
-    model: nn.Module, batch: PatientBatch, trainable: Mapping[str, nn.Parameter]
-) -> dict[str, Tensor]:
-    """One patient's mean gradient, weight by weight."""
-    loss = functional.cross_entropy(model(batch.images), batch.labels)
-    gradients = torch.autograd.grad(loss, list(trainable.values()), allow_unused=True)
-    return {
-        name: torch.zeros_like(parameter) if gradient is None else gradient
-        for (name, parameter), gradient in zip(trainable.items(), gradients, strict=True)
-    }

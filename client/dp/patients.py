@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -35,6 +36,15 @@ class PatientBatch:
         counts = torch.bincount(self.patients, minlength=self.num_patients)
         return 1.0 / counts[self.patients].to(self.images.dtype)
 
+    def parts(self, num_patients: int) -> Iterator[PatientBatch]:
+        """The same patients in batches of at most ``num_patients``."""
+        if self.num_patients <= num_patients:
+            yield self
+            return
+        for first in range(0, self.num_patients, num_patients):
+            index = torch.arange(self.num_patients, device=self.patients.device)
+            yield self.only((index >= first) & (index < first + num_patients))
+
     def only(self, patients: Tensor) -> PatientBatch:
         """The batch of the patients marked in ``patients`` (P,) bool."""
         images = patients[self.patients]
@@ -48,7 +58,7 @@ class PatientBatch:
 
     def fold(self, values: Tensor) -> Tensor:
         """Sum over the images of each patient: (n, ...) → (P, ...)."""
-        if self.num_patients == len(values):
+        if self.num_patients == values.shape[0]:
             return values
         sums = values.new_zeros((self.num_patients, *values.shape[1:]))
         return sums.index_add_(0, self.patients, values)
@@ -58,7 +68,11 @@ class PatientBatch:
 
         K is the largest number of images of a patient in the batch.
         """
+        if self.num_patients == values.shape[0]:
+            return values
         counts = torch.bincount(self.patients, minlength=self.num_patients)
+        if bool((counts == counts[0]).all()):
+            return values.unflatten(0, (self.num_patients, -1)).flatten(1, 2)
         starts = torch.cumsum(counts, 0) - counts
         slot = torch.arange(len(values), device=values.device) - starts[self.patients]
         side = values.new_zeros((self.num_patients, int(counts.max()), *values.shape[1:]))

@@ -18,7 +18,7 @@ from client.data.cohort import Cohort
 from client.dp.training import train_round
 from client.site import Site, SiteModel, SiteSetup, event_of, units
 from common import models
-from common.config import FinetuneConfig, FinetuneMode, ModelConfig, Unit
+from common.config import EngineName, FinetuneConfig, FinetuneMode, ModelConfig, Unit
 from common.messages import Reason, Recipe, Status, TrainReply, TrainRequest
 from common.privacy.budget import Budget
 from common.privacy.chain import State
@@ -397,18 +397,133 @@ def test_a_model_that_does_not_fit_is_refused_before_anything_is_reserved(
     assert site.train(make_request()).status is Status.trained
 
 
+def request_for(model: SiteModel, **changes: Any) -> TrainRequest:
+    built = model.build()
+    return replace(
+        make_request(**changes),
+        frozen_sha256=models.frozen_sha256(built),
+        weights=models.trainable_weights(built),
+    )
+
+
 def test_a_model_that_the_engine_does_not_cover_is_refused_before_anything_is_reserved(
+    setup: SiteSetup, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its convolutions use weights computed from weights; with the head alone it is covered."""
+    monkeypatch.setattr(site_module, "train_round", no_training)
+    config = ModelConfig(architecture="test_nfnet", patch_size=None)
+    whole = replace(MODEL, config=config, finetune=FinetuneConfig(mode=FinetuneMode.all))
+    site = Site(replace(setup, model=whole))
+    assert_refused(site.train(request_for(whole)), Reason.model_mismatch)
+    assert states(setup) == []
+    monkeypatch.undo()
+    head = replace(whole, finetune=FinetuneConfig(mode=FinetuneMode.head))
+    reply = Site(replace(setup, model=head)).train(request_for(head))
+    assert reply.status is Status.trained
+
+
+@pytest.mark.parametrize("engine", EngineName)
+def test_a_round_under_every_engine(setup: SiteSetup, engine: EngineName) -> None:
+    reply = Site(setup).train(make_request(engine=engine.value, images_per_patient=1))
+    assert reply.status is Status.trained
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"engine": "opacus_hooks", "clipping": "per_layer"},
+        {"engine": "opacus_functorch", "clipping": "per_layer"},
+        {"engine": "opacus_ghost", "clipping": "per_layer", "images_per_patient": 1},
+        {"engine": "opacus_ghost", "images_per_patient": 2},
+        {"engine": "opacus_ghost", "images_per_patient": 1, "augmentation_multiplicity": 2},
+        {"engine": "opacus_hooks", "precision": "bf16"},
+    ],
+    ids=str,
+)
+def test_what_an_engine_does_not_do_is_refused_before_anything_is_reserved(
+    setup: SiteSetup, monkeypatch: pytest.MonkeyPatch, changes: dict[str, Any]
+) -> None:
+    monkeypatch.setattr(site_module, "train_round", no_training)
+    assert_refused(Site(setup).train(make_request(**changes)), Reason.model_mismatch)
+    assert states(setup) == []
+
+
+@pytest.mark.parametrize("clipping", ["flat", "automatic", "per_layer"])
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_every_clipping_and_precision_costs_the_same_event(
+    setup: SiteSetup, clipping: str, precision: str
+) -> None:
+    request = make_request(clipping=clipping, precision=precision, augmentation_multiplicity=2)
+    reply = Site(setup).train(request)
+    assert reply.status is Status.trained
+    with setup.open_ledger(Unit.patient) as ledger:
+        assert list(ledger.events()) == [event_of(RECIPE)]
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"engine": "opacus_hooks"},
+        {"precision": "bf16"},
+        {"clipping": "per_layer"},
+        {"mechanism": "none", "noise_multiplier": 0.0},
+    ],
+    ids=str,
+)
+def test_a_model_warm_for_something_else_is_refused(
+    setup: SiteSetup, monkeypatch: pytest.MonkeyPatch, changes: dict[str, Any]
+) -> None:
+    site = Site(replace(setup, budget=replace(setup.budget, epsilon=math.inf)))
+    assert site.train(make_request(1)).status is Status.trained
+    with monkeypatch.context() as patch:
+        patch.setattr(site_module, "train_round", no_training)
+        assert_refused(site.train(make_request(2, **changes)), Reason.model_mismatch)
+    assert states(setup) == [State.committed]
+    assert site.train(make_request(2)).status is Status.trained
+
+
+def test_a_site_with_too_little_memory_refuses_before_anything_is_reserved(
     setup: SiteSetup,
 ) -> None:
-    swin = replace(
-        MODEL,
-        config=ModelConfig(
-            architecture="swin_tiny_patch4_window7_224", patch_size=None, window_size=4
-        ),
-        finetune=FinetuneConfig(mode=FinetuneMode.all),
+    assert_refused(
+        Site(replace(setup, memory_bytes=1e4)).train(make_request()), Reason.model_mismatch
     )
-    assert_refused(Site(replace(setup, model=swin)).train(make_request()), Reason.model_mismatch)
     assert states(setup) == []
+
+
+def test_a_sites_memory_bounds_what_is_held_at_once_and_nothing_else(
+    setup: SiteSetup, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    held: list[int | None] = []
+
+    def look_then_train(trainee: Any, *arguments: Any) -> None:
+        held.append(trainee.most_images)
+        train_round(trainee, *arguments)
+
+    monkeypatch.setattr(site_module, "train_round", look_then_train)
+    seeds = SimulatedSeeds(run_seed=1, site="hospital-1")
+    replies = [
+        Site(
+            replace(
+                setup,
+                memory_bytes=limit,
+                seeds=seeds,
+                ledger=tmp_path / name / "x.sqlite",
+                replies=tmp_path / name / "replies",
+            )
+        ).train(make_request(optimizer="sgd"))
+        for name, limit in (("free", None), ("bound", 3e7), ("wide", 1e9))
+    ]
+    assert held[0] is None
+    assert held[1] is not None
+    assert held[2] is not None
+    assert 1 <= held[1] < held[2]
+    first = replies[0].weights
+    assert first is not None
+    for reply in replies[1:]:
+        assert reply.weights is not None
+        for name, value in reply.weights.items():
+            assert np.allclose(value, first[name], atol=1e-5)
 
 
 def test_another_unit_than_the_sites_is_refused_and_leaves_the_ledger_alone(

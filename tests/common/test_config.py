@@ -10,16 +10,23 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from common.config import (
+    AugmentationConfig,
+    ColumnsConfig,
     Config,
     DataConfig,
     FederationConfig,
+    FinetuneConfig,
+    LabelsConfig,
     Mechanism,
     ModelConfig,
+    PartitionConfig,
     PhantomConfig,
     PrivacyConfig,
     SimulationConfig,
     StudyKind,
+    TaskKind,
     TrainingConfig,
+    VolumeConfig,
 )
 from common.errors import UsageError
 
@@ -30,6 +37,11 @@ OUT_OF_BOUNDS: list[tuple[type[Any], str, str, tuple[Any, ...]]] = [
     (PhantomConfig, "data.phantom.", "num_test", (1,)),
     (PhantomConfig, "data.phantom.", "size", (15, 513)),
     (DataConfig, "data.", "image_size", (7, 1025)),
+    (VolumeConfig, "data.volume.", "depth", (0, 513)),
+    (VolumeConfig, "data.volume.", "slice_spacing_mm", (0.0, 51.0, math.nan)),
+    (VolumeConfig, "data.volume.", "pixel_spacing_mm", (0.0, 51.0, math.nan)),
+    (VolumeConfig, "data.volume.", "window_center", (-10_001.0, 10_001.0, math.nan)),
+    (VolumeConfig, "data.volume.", "window_width", (0.0, 20_001.0, math.nan)),
     (DataConfig, "data.", "val_fraction", (0.0, 0.5, -0.1, math.nan)),
     (DataConfig, "data.", "test_fraction", (0.0, 0.5, -0.1, math.nan)),
     (PrivacyConfig, "privacy.", "epsilon", NOT_POSITIVE),
@@ -52,6 +64,17 @@ OUT_OF_BOUNDS: list[tuple[type[Any], str, str, tuple[Any, ...]]] = [
     (TrainingConfig, "training.", "learning_rate", NOT_POSITIVE),
     (TrainingConfig, "training.", "optimizer", ("rmsprop", "")),
     (TrainingConfig, "training.", "physical_batch", (0,)),
+    (TrainingConfig, "training.", "memory_gb", NOT_POSITIVE),
+    (TrainingConfig, "training.", "augmentation_multiplicity", (0,)),
+    (FinetuneConfig, "finetune.", "rank", (0,)),
+    (FinetuneConfig, "finetune.", "blocks", (0,)),
+    (PartitionConfig, "partition.", "alpha", NOT_POSITIVE),
+    (PartitionConfig, "partition.", "ratio", (0.99, math.inf, math.nan)),
+    (AugmentationConfig, "training.augmentation.", "rotation_degrees", (-1.0, 181.0, math.nan)),
+    (AugmentationConfig, "training.augmentation.", "shift", (-0.1, 0.51, math.nan)),
+    (AugmentationConfig, "training.augmentation.", "scale", (-0.1, 0.51, math.nan)),
+    (AugmentationConfig, "training.augmentation.", "brightness", (-0.1, 1.1, math.nan)),
+    (AugmentationConfig, "training.augmentation.", "contrast", (-0.1, 0.91, math.nan)),
     (SimulationConfig, "simulation.", "cpus_per_site", NOT_POSITIVE),
     (SimulationConfig, "simulation.", "gpus_per_site", (-0.5, math.nan)),
 ]
@@ -98,6 +121,7 @@ def test_no_bounded_number_is_forgotten() -> None:
     """Every number of the configuration has a line in the table above, or any value will do."""
     bounded = {prefix + name for _, prefix, name, _ in OUT_OF_BOUNDS}
     any_value = {"seed", "data.phantom.seed", "model.patch_size", "model.window_size"}
+    any_value.add("data.columns.bins")  # a list of edges, which a test of its own looks at
 
     def numbers(group: Any, prefix: str = "") -> set[str]:
         found: set[str] = set()
@@ -159,3 +183,42 @@ def test_without_privacy_nothing_is_capped() -> None:
 
 def test_a_site_name_may_hold_a_colon() -> None:
     assert PrivacyConfig(site_budgets=["ward:7:2.5"]).caps() == {"ward:7": 2.5}
+
+
+@pytest.mark.parametrize("edges", [[], [30, 30], [60, 30], [0, math.inf], ["a"]])
+def test_edges_of_groups_are_numbers_that_rise(edges: list[Any]) -> None:
+    groups = {"age": "Patient Age"}
+    with pytest.raises(UsageError, match=r"data\.columns\.bins\.age=.* must be finite numbers"):
+        ColumnsConfig(groups=groups, bins={"age": edges})
+    assert ColumnsConfig(groups=groups, bins={"age": [0, 30.5]}).bins == {"age": [0, 30.5]}
+
+
+def test_bins_of_no_group_are_refused() -> None:
+    with pytest.raises(UsageError, match=r"data\.columns\.bins=age: not in data\.columns\.groups"):
+        ColumnsConfig(bins={"age": [30]})
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"separator": ""}, "data.labels.separator=''"),
+        ({"columns": ["a"]}, "kind=multilabel only"),
+        ({"kind": TaskKind.multilabel, "columns": ["a"], "names": ["b", "c"]}, "2 names for 1"),
+    ],
+)
+def test_labels_that_contradict_themselves(values: dict[str, Any], message: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        LabelsConfig(**values)
+    assert message in str(caught.value)
+
+
+def test_one_spacing_alone_is_refused() -> None:
+    with pytest.raises(UsageError, match="set both or none"):
+        VolumeConfig(slice_spacing_mm=1.0)
+
+
+def test_only_a_public_study_may_do_without_patients() -> None:
+    columns = ColumnsConfig(patient=None)
+    with pytest.raises(UsageError, match=r"data\.columns\.patient=null: only a public study"):
+        DataConfig(columns=columns)
+    assert DataConfig(columns=columns, public="drawn by a program").columns.patient is None

@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from common.config import EngineName
 from common.messages import Recipe, Status, TrainReply, TrainRequest
 
 GOOD: dict[str, Any] = {
@@ -26,6 +27,10 @@ GOOD: dict[str, Any] = {
     "optimizer": "adam",
     "learning_rate": 1e-3,
     "physical_batch": 32,
+    "clipping": "flat",
+    "engine": "bookkeeping",
+    "precision": "fp32",
+    "augmentation_multiplicity": 1,
 }
 
 
@@ -39,6 +44,10 @@ GOOD: dict[str, Any] = {
             "noise_multiplier": st.floats(1e-3, 100),
             "steps": st.integers(1, 10**6),
             "max_grad_norm": st.floats(1e-3, 1e3),
+            "clipping": st.sampled_from(["flat", "automatic", "per_layer"]),
+            "engine": st.sampled_from([name.value for name in EngineName]),
+            "precision": st.sampled_from(["fp32", "bf16"]),
+            "augmentation_multiplicity": st.integers(1, 64),
         }
     )
 )
@@ -71,6 +80,11 @@ def test_a_recipe_survives_json(changes: dict[str, Any]) -> None:
         ("learning_rate", 0.0),
         ("learning_rate", math.nan),
         ("physical_batch", 0),
+        ("clipping", "adaptive"),
+        ("clipping", ""),
+        ("engine", "opacus"),
+        ("precision", "fp16"),
+        ("augmentation_multiplicity", 0),
     ],
 )
 def test_a_recipe_out_of_bounds_is_refused(name: str, value: object) -> None:
@@ -93,6 +107,10 @@ def test_a_recipe_out_of_bounds_is_refused(name: str, value: object) -> None:
         ("learning_rate", [1]),
         ("accountant", 7),
         ("mechanism", ["dp_sgd"]),
+        ("clipping", 1),
+        ("engine", None),
+        ("augmentation_multiplicity", 2.0),
+        ("augmentation_multiplicity", True),
     ],
 )
 def test_a_recipe_field_of_the_wrong_kind_is_refused_by_name(name: str, value: object) -> None:

@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from common.errors import UsageError
 from common.seeds import SimulatedSeeds, SystemSeeds, derive_seed
 
 PART = st.one_of(st.integers(), st.text(st.characters(exclude_characters="\x1f"), max_size=8))
@@ -43,10 +44,15 @@ def test_every_site_round_and_purpose_has_its_own_seed() -> None:
     assert len(seeds) == 2 * 3 * 30 * 2
 
 
-def test_a_simulated_site_repeats_its_seeds_and_a_real_one_does_not() -> None:
+def test_a_simulated_site_repeats_its_seeds_and_a_real_one_has_none() -> None:
     simulated = SimulatedSeeds(run_seed=1, site="hospital-1")
     assert simulated.seed(3, "noise") == simulated.seed(3, "noise")
-    drawn = [SystemSeeds().seed(3, "noise") for _ in range(200)]
-    assert len(set(drawn)) == 200
-    assert all(0 <= seed < 2**63 for seed in drawn)
-    assert max(drawn) >= 2**60  # the high bits are drawn as well
+    assert {SystemSeeds().seed(number, "noise") for number in range(9)} == {None}
+    assert SystemSeeds().seed(3, "sampling") is None
+
+
+@pytest.mark.parametrize("seed", [0, 42])
+def test_a_hospital_with_a_seed_is_refused(seed: int) -> None:
+    with pytest.raises(UsageError, match=f"seed={seed}: .* remove the seed"):
+        SystemSeeds(configured=seed)
+    assert SystemSeeds(configured=None) == SystemSeeds()

@@ -10,11 +10,19 @@ from typing import Any
 import pytest
 
 import configs
-from common.config import AugmentMode, Config, FinetuneMode, Mechanism, StrategyName, StudyKind
+from common.config import (
+    AugmentMode,
+    Config,
+    FinetuneMode,
+    Mechanism,
+    PartitionKind,
+    StrategyName,
+    StudyKind,
+)
 from common.errors import UsageError
 
-GROUPS = ("data", "privacy", "strategy", "model", "finetune", "augment", "experiment")
-NEEDED = ("data.root=study",)  # a table study cannot do without
+GROUPS = ("data", "privacy", "partition", "strategy", "model", "finetune", "augment", "experiment")
+NEEDED = ("data.root=study", "partition.by=sex")  # some choices cannot do without
 
 
 def choices(group: str) -> list[str]:
@@ -48,9 +56,11 @@ def test_every_choice_composes(group: str, choice: str) -> None:
     config = configs.load([f"{group}={choice}", *NEEDED])
     match group:
         case "data":
-            assert config.data.kind is StudyKind[choice]
+            assert config.data.name == choice
         case "privacy":
             assert config.privacy.mechanism is Mechanism[choice]
+        case "partition":
+            assert config.partition.kind is PartitionKind[choice]
         case "strategy":
             assert config.strategy.name is StrategyName[choice]
         case "model":
@@ -67,6 +77,21 @@ def test_every_choice_composes(group: str, choice: str) -> None:
 def test_every_folder_of_choices_is_tried() -> None:
     folder = Path(str(files("configs")))
     assert set(GROUPS) == {p.name for p in folder.iterdir() if p.is_dir() and p.name[0] != "_"}
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ("data.columns.groups={sex: Sex}", "data.columns.groups.age=Age"),
+        ("+data.columns.groups={sex: Sex}", "++data.columns.groups.age=Age"),
+    ],
+)
+def test_tables_of_own_names_take_new_ones(overrides: tuple[str, ...]) -> None:
+    words = (*overrides, "data.labels.values={No Finding: '', MALIGNANT: 1}")
+    config = configs.load(words)
+    assert config.data.columns.groups == {"sex": "Sex", "age": "Age"}
+    assert config.data.labels.values == {"No Finding": "", "MALIGNANT": "1"}
+    assert run(*words)[1] == [config]
 
 
 def test_an_experiment_of_real_data_needs_only_its_folder() -> None:

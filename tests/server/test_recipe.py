@@ -6,9 +6,12 @@ from hypothesis import strategies as st
 
 from common.config import (
     AccountantName,
+    ClippingKind,
     Config,
+    EngineName,
     FederationConfig,
     Mechanism,
+    Precision,
     PrivacyConfig,
     TrainingConfig,
 )
@@ -80,16 +83,30 @@ def test_a_given_delta_wins() -> None:
 
 @settings(deadline=None)
 @given(
-    st.integers(1, 50), st.floats(0.01, 1.0), st.integers(1, 8), st.sampled_from(["sgd", "adam"])
+    st.integers(1, 50),
+    st.floats(0.01, 1.0),
+    st.integers(1, 8),
+    st.sampled_from(["sgd", "adam"]),
+    st.integers(1, 8),
 )
 def test_the_rest_is_what_the_configuration_says(
-    steps: int, rate: float, images: int, optimizer: str
+    steps: int, rate: float, images: int, optimizer: str, views: int
 ) -> None:
     privacy = PrivacyConfig(
-        noise_multiplier=1.5, sampling_rate=rate, images_per_patient=images, max_grad_norm=0.3
+        noise_multiplier=1.5,
+        sampling_rate=rate,
+        images_per_patient=images,
+        max_grad_norm=0.3,
+        clipping=ClippingKind.automatic,
     )
     whole = config(privacy, steps=steps)
-    whole.training = TrainingConfig(optimizer=optimizer, learning_rate=0.02, physical_batch=3)
+    whole.training = TrainingConfig(
+        optimizer=optimizer,
+        learning_rate=0.02,
+        physical_batch=3,
+        precision=Precision.bf16,
+        augmentation_multiplicity=views,
+    )
     recipe = plan(whole, num_patients=10)
     assert recipe.to_dict() == {
         "mechanism": "dp_sgd",
@@ -104,4 +121,14 @@ def test_the_rest_is_what_the_configuration_says(
         "optimizer": optimizer,
         "learning_rate": 0.02,
         "physical_batch": 3,
+        "clipping": "automatic",
+        "engine": "bookkeeping",
+        "precision": "bf16",
+        "augmentation_multiplicity": views,
     }
+
+
+@pytest.mark.parametrize("engine", EngineName)
+def test_sites_are_told_the_engine(engine: EngineName) -> None:
+    privacy = PrivacyConfig(noise_multiplier=1.0, engine=engine, images_per_patient=1)
+    assert plan(config(privacy), num_patients=10).engine == engine.value

@@ -9,11 +9,16 @@ from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from common.config import TaskKind
 from common.errors import UsageError
+from common.evaluation import Scored, evaluate
+from common.task import Task
+from simulations.chart import interval_axis
 from simulations.report import Page, answer, charts, render, round_up, write
 
 Result = dict[str, Any]
@@ -185,6 +190,65 @@ def not_even_started(_: Result) -> Result:
     return {"schema": "fedward.result/1", "state": "failed", "privacy": {"private": True}}
 
 
+FINDINGS = (
+    "Atelectasis", "Cardiomegaly", "Effusion", "Infiltration", "Mass", "Nodule", "Pneumonia",
+    "Pneumothorax", "Consolidation", "Edema", "Emphysema", "Fibrosis", "Pleural_Thickening",
+    "Hernia",
+)  # fmt: skip
+CLASSES = ("normal", "bacterial", "viral")
+AGES = ("0-30", "30-60", "60-70", ">=70", "unknown")
+
+
+def measured(result: Result, kind: TaskKind, names: tuple[str, ...], *, grouped: bool) -> Result:
+    """The run on a study of that task, with the figures of made-up scores."""
+    rng = np.random.default_rng(7)
+    patients = np.repeat(np.arange(70), 3)
+    if kind is TaskKind.multilabel:
+        rates = np.linspace(0.4, 0.01, len(names))
+        labels = (rng.random((patients.size, len(names))) < rates).astype(np.int64)
+        labels[rng.random(labels.shape) < 0.1] = -1
+        labels[:, -1] = 0
+        answers = labels
+    else:
+        labels = rng.integers(max(2, len(names)), size=patients.size)
+        answers = np.eye(len(names), dtype=np.int64)[labels] if len(names) > 1 else labels[:, None]
+    ages = np.array(AGES)[np.minimum(patients // 17, 4)].astype("U80")
+    ages[patients == 69] = "an age band with a long name that goes on and on"
+    labels[patients == 69] = 0
+    groups = {"sex": np.where(patients % 2 == 0, "F", "M"), "age": ages}
+    task = Task(kind=kind, names=names)
+    scored = Scored(
+        task=task,
+        labels=labels,
+        scores=answers + rng.normal(size=answers.shape),
+        patients=patients,
+        groups=groups if grouped else {},
+    )
+    result["final"]["test"] = evaluate(scored, seed=3).to_dict()
+    result["study"]["task"] = {"kind": kind.value, "names": list(names)}
+    return on_real_patients(result)
+
+
+def grouped_pneumonia(result: Result) -> Result:
+    return measured(result, TaskKind.binary, ("pneumonia",), grouped=True)
+
+
+def fourteen_findings(result: Result) -> Result:
+    return measured(result, TaskKind.multilabel, FINDINGS, grouped=False)
+
+
+def fourteen_findings_in_groups(result: Result) -> Result:
+    return measured(result, TaskKind.multilabel, FINDINGS, grouped=True)
+
+
+def three_classes_in_groups(result: Result) -> Result:
+    return measured(result, TaskKind.multiclass, CLASSES, grouped=True)
+
+
+def three_classes(result: Result) -> Result:
+    return measured(result, TaskKind.multiclass, CLASSES, grouped=False)
+
+
 def unchanged(result: Result) -> Result:
     return result
 
@@ -196,6 +260,11 @@ VARIANTS: list[Callable[[Result], Result]] = [
     with_a_refusing_hospital,
     failed_in_round_one,
     not_even_started,
+    grouped_pneumonia,
+    fourteen_findings,
+    fourteen_findings_in_groups,
+    three_classes,
+    three_classes_in_groups,
 ]
 
 
@@ -274,6 +343,88 @@ def test_every_epsilon_table_and_figure_states_its_terms(result: Result) -> None
     )
     # Tile, figure, and the tables of rounds, hospitals, attacks and audiences.
     assert Outline(render(on_real_patients(result))).text.count(terms) == 6
+
+
+def test_words_fit_the_finding(result: Result) -> None:
+    page = render(grouped_pneumonia(result))
+    text = Outline(page).text
+    assert "malignant" not in text
+    assert "benign" not in text
+    assert "How well the model recognises “pneumonia”" in text
+    assert "AUPRC, pneumonia" in text
+    assert "AUPRC, not pneumonia" in text
+    assert "Table of labels" not in page
+
+
+def test_labels_are_shown_one_by_one_and_the_mean_says_of_what(result: Result) -> None:
+    page = render(fourteen_findings(result))
+    text = Outline(page).text
+    test = result["final"]["test"]
+    assert test["left_out"] == ["Hernia"]
+    assert f"mean test AUROC over 13 findings {test['auroc']:.2f}" in answer(result)
+    assert "Not in the mean: Hernia." in text
+    assert "mean validation AUROC over the findings" in text
+    for label in test["labels"]:
+        counts = f"{label['name']} {label['num_positive']} of {label['num_images']} "
+        figure = "not enough" if label["auroc"] is None else f"{label['auroc']:.3f}"
+        assert f"{counts}{label['num_positive_patients']} {figure}" in text
+    fewest = next(label for label in test["labels"] if 0 < label["num_positive_patients"] < 10)
+    low, high = fewest["auroc_ci95"]
+    assert f"{low:.3f} to {high:.3f} (few)" in text
+    assert "The study names no groups of patients" in text
+    classes = Outline(render(three_classes(result))).text
+    assert "How well the model tells 3 classes apart" in classes
+    assert "Each class against the rest" in classes
+
+
+@pytest.mark.parametrize(
+    "variant", [grouped_pneumonia, fourteen_findings_in_groups, three_classes_in_groups]
+)
+def test_groups_are_shown_with_what_cannot_be_measured(
+    result: Result, variant: Callable[[Result], Result]
+) -> None:
+    text = Outline(render(variant(result))).text
+    groups = result["final"]["test"]["groups"]
+    assert [len(values) for values in groups.values()] == [2, 6]
+    for row in (row for values in groups.values() for row in values):
+        counts = f"{row['value']} {row['num_patients']} {row['num_images']} "
+        if row["auroc"] is None:
+            figure = "not enough"
+        else:
+            low, high = row["auroc_ci95"]
+            figure = f"{row['auroc']:.3f} {low:.3f} to {high:.3f}"
+        assert counts + figure in text
+    assert "goes on and on 1 3 not enough" in text
+    assert "measured without noise: no epsilon covers these figures" in text
+
+
+def test_too_few_test_patients_are_said(result: Result) -> None:
+    grouped_pneumonia(result)
+    assert "Few patients." not in Outline(render(result)).text
+    result["final"]["test"]["num_patients_of_class"] = 9
+    assert (
+        "There are not 10 test patients with it and 10 without it" in Outline(render(result)).text
+    )
+
+
+def test_intervals_share_a_scale_that_holds_them(result: Result) -> None:
+    page = Page(fourteen_findings_in_groups(result))
+    axis = interval_axis(page)
+    assert axis is not None
+    rows = [*page.labels, *(row for values in page.groups.values() for row in values)]
+    ends = [end for row in rows for end in row["auroc_ci95"] or ()]
+    assert len(ends) > 20
+    assert axis.ticks[0] <= min(ends)
+    assert axis.ticks[-1] >= max(ends)
+    assert axis.left <= axis.x(min(ends)) < axis.x(max(ends)) <= axis.right
+
+
+def test_a_result_of_the_first_days_still_has_a_page(result: Result) -> None:
+    assert "task" not in result["study"]
+    text = Outline(render(result)).text
+    assert "AUPRC, malignant 0.793" in text
+    assert "Group by group" not in text
+    assert "names no groups" not in text
 
 
 def test_image_level_is_not_sold_as_patient_level(result: Result) -> None:
@@ -356,7 +507,11 @@ def test_page_is_whole_and_readable_without_eyes(
 
 def plant(result: Result, text: str) -> Result:
     """``text`` wherever a site, a user or a study may have a say."""
-    planted = with_a_refusing_hospital(on_real_patients(result))
+    planted = with_a_refusing_hospital(fourteen_findings_in_groups(result))
+    planted["study"]["task"]["names"][3] = text
+    test = planted["final"]["test"]
+    test["labels"][3]["name"] = test["left_out"][0] = text
+    test["groups"] = {text: [row | {"value": text} for row in test["groups"]["age"]]}
     planted |= {"title": text, "created": text}
     planted["study"] |= {"name": text, "public": text}
     planted["versions"] = {text: text}

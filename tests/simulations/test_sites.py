@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import csv
+import stat
 from pathlib import Path
 
+import nibabel
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 import configs
@@ -136,6 +139,97 @@ def test_a_lost_key_is_refused_not_made_anew(study: Path, tmp_path: Path) -> Non
     (ledgers / "hospital-1" / "site.key").unlink()
     with pytest.raises(UsageError, match="hospital-1: the site key cannot be read"):
         prepared(config, tmp_path / "second")
+
+
+def test_a_lost_key_of_the_reader_is_refused_too(study: Path, tmp_path: Path) -> None:
+    """Under a new one every patient of these ledgers would be a stranger."""
+    ledgers = tmp_path / "ledgers"
+    config = configured(study, "data.columns.site=hospital", ledger_dir=ledgers)
+    charge(prepared(config, tmp_path / "first"), "hospital-1", "r")
+    (ledgers / "reader.key").unlink()
+    with pytest.raises(UsageError, match=r"simulation\.ledger_dir=.*reader\.key"):
+        prepared(config, tmp_path / "second")
+    assert not (ledgers / "reader.key").exists()
+
+
+def test_keys_are_for_their_owner_alone_and_differ_between_runs(
+    study: Path, tmp_path: Path
+) -> None:
+    for folder in ("one", "two"):
+        prepared(configured(study, ledger_dir=None), tmp_path / folder)
+    first, second = (tmp_path / folder / "ledger" / "reader.key" for folder in ("one", "two"))
+    assert first.read_text() != second.read_text()
+    assert stat.S_IMODE(first.stat().st_mode) == 0o600
+
+
+def test_the_same_seed_gives_the_same_cohorts_whatever_the_key(study: Path, tmp_path: Path) -> None:
+    """Hashes differ from run to run; what is trained on must not."""
+    images = []
+    for folder in ("one", "two"):
+        sites = prepared(configured(study, ledger_dir=None), tmp_path / folder)
+        cohort = sites.setup("site-1").cohort
+        images.append((cohort.images.tolist(), cohort.patients.tolist(), cohort.labels.tolist()))
+    assert images[0] == images[1]
+
+
+def test_no_plain_identifier_is_in_the_folder_of_a_run(study: Path, tmp_path: Path) -> None:
+    table = (study / "metadata.csv").read_text().replace(".png,p", ".png,JANE-DOE-")
+    (study / "metadata.csv").write_text(table)
+    assert "JANE-DOE-7" in table
+    ledgers = tmp_path / "ledgers"
+    sites = prepared(configured(study, ledger_dir=ledgers), tmp_path / "run")
+    charge(sites, "site-1", "r")
+    files = [p for folder in (tmp_path / "run", ledgers) for p in folder.rglob("*") if p.is_file()]
+    assert len(files) > 5
+    assert not [path for path in files if b"JANE-DOE" in path.read_bytes()]
+
+
+def test_a_cache_gives_the_same_cohorts_and_is_shared_by_runs(study: Path, tmp_path: Path) -> None:
+    cohorts = []
+    for folder, overrides in (
+        ("plain", ()),
+        ("cached", (f"data.cache_dir={tmp_path / 'cache'}",)),
+        ("again", (f"data.cache_dir={tmp_path / 'cache'}", "privacy.epsilon=3")),
+    ):
+        sites = prepared(configured(study, *overrides, ledger_dir=None), tmp_path / folder)
+        cohorts.append(sites.setup("site-2").cohort.images.tolist())
+    assert cohorts[0] == cohorts[1] == cohorts[2]
+    assert len(list((tmp_path / "cache").glob("*.npy"))) == 1
+
+
+def test_held_out_images_lie_on_disk(study: Path, tmp_path: Path) -> None:
+    run_dir = RunDir(path=tmp_path / "run")
+    run_dir.work.mkdir(parents=True)
+    run_dir.run_id.write_text("run")
+    hospitals = prepare(configured(study, ledger_dir=None), run_dir)
+    seen = []
+    for cohort in (hospitals.val, hospitals.test):
+        assert isinstance(cohort.images, np.memmap)
+        assert Path(cohort.images.filename).parent == run_dir.work
+        means = cohort.images.mean(axis=(1, 2, 3)) * 255
+        assert means == pytest.approx(np.round(means), abs=1e-3)  # each image is of one value
+        assert np.array_equal(means.round() % 2, cohort.labels)
+        seen += means.round().tolist()
+    assert len(set(seen)) == len(seen) == len(hospitals.val.labels) + len(hospitals.test.labels)
+
+
+def test_volumes_get_a_model_of_volumes_and_images_one_of_images(
+    study: Path, tmp_path: Path
+) -> None:
+    """``data.volume.depth`` has a value also where there are no volumes."""
+    small = ("model.architecture=test_vit", "model.patch_size=16")
+    flat = prepared(configured(study, *small, ledger_dir=None), tmp_path / "flat")
+    table = (study / "metadata.csv").read_text().replace(".png", ".nii")
+    (study / "metadata.csv").write_text(table)
+    for number in range(40):
+        values = np.full((16, 16, 4), number, dtype=np.int16)
+        nibabel.Nifti1Image(values, np.eye(4)).to_filename(study / f"{number}.nii")
+    overrides = (*small, "data.kind=ct_volumes", "data.volume.depth=4")
+    deep = prepared(configured(study, *overrides, ledger_dir=None), tmp_path / "deep")
+    for sites, shape in ((flat, (1, 16, 16)), (deep, (1, 4, 16, 16))):
+        setup = sites.setup("site-1")
+        assert setup.cohort.images.shape[1:] == shape
+        assert setup.model.build()(torch.zeros(2, *shape)).shape == (2, 2)
 
 
 def test_a_file_cannot_hold_ledgers(tmp_path: Path) -> None:

@@ -11,8 +11,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from client.data.cohort import load_cohort
-from client.data.study import Record
+from client.data.study import ImageKind, Record
+from common.config import TaskKind
 from common.errors import DataError
+from common.task import Task
+
+_TASK = Task(kind=TaskKind.binary, names=("finding",))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -21,7 +25,8 @@ class RowStudy:
 
     records: tuple[Record, ...]
     name: str = "rows"
-    num_classes: int = 2
+    task: Task = _TASK
+    image_kind: ImageKind = ImageKind.image
 
     def read(self, record: Record) -> npt.NDArray[np.float32]:
         return np.full((record.row, 2 * record.row), record.row / 100, dtype=np.float32)
@@ -29,7 +34,7 @@ class RowStudy:
 
 def _study(patients: list[int]) -> RowStudy:
     records = tuple(
-        Record(row=row, path=Path("x"), patient=f"p{number}", label=number % 2)
+        Record(row=row, path=Path("x"), patient=f"p{number}", labels=(number % 2,))
         for row, number in enumerate(patients, start=1)
     )
     return RowStudy(records=records)
@@ -61,3 +66,27 @@ def test_a_cohort_without_records_is_refused() -> None:
 def test_repr_shows_how_many_and_not_who() -> None:
     cohort = load_cohort(_study([1, 1, 2]), _study([1, 1, 2]).records, image_size=8)
     assert repr(cohort) == "Cohort(num_patients=2)"
+
+
+@pytest.mark.parametrize(
+    ("kind", "names", "labels", "expected"),
+    [
+        (TaskKind.multiclass, ("a", "b", "c"), [(2,), (0,)], [2, 0]),
+        (TaskKind.multilabel, ("a", "b"), [(1, -1), (0, 1)], [[1, -1], [0, 1]]),
+        (TaskKind.multilabel, ("a",), [(1,), (0,)], [[1], [0]]),
+    ],
+)
+def test_labels_of_each_kind_of_task(
+    kind: TaskKind, names: tuple[str, ...], labels: list[tuple[int, ...]], expected: list[object]
+) -> None:
+    records = tuple(
+        Record(
+            row=row, path=Path("x"), patient=f"p{row}", labels=label, groups={"sex": "FM"[row - 1]}
+        )
+        for row, label in enumerate(labels, start=1)
+    )
+    study = RowStudy(records=records, task=Task(kind=kind, names=names))
+    cohort = load_cohort(study, records, image_size=8)
+    assert cohort.labels.dtype == np.int64
+    assert cohort.labels.tolist() == expected
+    assert cohort.groups["sex"].tolist() == ["F", "M"]

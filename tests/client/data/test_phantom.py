@@ -178,7 +178,8 @@ def test_processes_that_write_at_once_agree(root: Path, tmp_path: Path) -> None:
 
 @pytest.fixture(scope="module")
 def default_study(tmp_path_factory: pytest.TempPathFactory) -> Study:
-    return build(DataConfig(), num_sites=3, phantom_dir=tmp_path_factory.mktemp("default"))
+    folder = tmp_path_factory.mktemp("default")
+    return build(DataConfig(), num_sites=3, phantom_dir=folder, secret=bytes(32))
 
 
 def _coarse(cohort: Cohort) -> np.ndarray:

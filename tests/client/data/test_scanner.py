@@ -57,7 +57,7 @@ def test_scanners_are_plausible_and_repeatable(hospital: int, seed: int) -> None
     scanner = scanner_of(hospital, seed)
     assert scanner == scanner_of(hospital, seed)
     assert scanner.inverted == (hospital % 2 == 0)
-    for brightness in (0.2, 0.7):
+    for brightness in (0.25, 0.6):  # the window may start at 0.05 and end at 0.68
         stored = expose(
             np.full((16, 16), brightness, np.float32), scanner, np.random.default_rng(0)
         )

@@ -13,9 +13,10 @@ from torch import nn
 
 from client.data.cohort import Cohort
 from client.dp import training
-from client.dp.bookkeeping import Bookkeeper
+from client.dp.engine import BookkeepingEngine
 from client.dp.patients import PatientBatch
 from client.dp.training import RoundSeeds, Trainee, train_round
+from common.config import AugmentationConfig
 from common.messages import Recipe
 from common.seeds import SimulatedSeeds
 
@@ -65,9 +66,9 @@ def update_of(
     """What a round adds to the weights, (d,)."""
     model = make_model(hidden)
     before = torch.cat([p.detach().flatten() for p in model.parameters()])
-    keeper = Bookkeeper(model) if recipe.private else None
+    engine = BookkeepingEngine(model) if recipe.private else None
     train_round(
-        Trainee(model=model, keeper=keeper),
+        Trainee(model=model, engine=engine),
         cohort,
         recipe,
         RoundSeeds(sampling=sampling, noise=noise),
@@ -91,7 +92,7 @@ def drawn_by(
     recorder = Recorder()
     monkeypatch.setattr(training, "_step_gradient", lambda *_: recorder)
     train_round(
-        Trainee(model=make_model(), keeper=None),
+        Trainee(model=make_model(), engine=None),
         cohort,
         recipe,
         RoundSeeds(sampling=seed, noise=0),
@@ -292,10 +293,10 @@ def test_the_same_seeds_repeat_a_round_and_each_seed_matters(optimizer: str) -> 
     assert not torch.equal(update, update_of(cohort, recipe, sampling=2))
 
 
-def test_private_training_without_a_book_keeper_is_refused() -> None:
-    with pytest.raises(TypeError, match="book-keeper"):
+def test_private_training_without_an_engine_is_refused() -> None:
+    with pytest.raises(TypeError, match="needs an engine"):
         train_round(
-            Trainee(model=make_model(), keeper=None),
+            Trainee(model=make_model(), engine=None),
             make_cohort([1]),
             make_recipe(),
             RoundSeeds(sampling=1, noise=2),
@@ -308,7 +309,116 @@ def test_training_without_privacy_learns() -> None:
     cohort = replace(cohort, images=cohort.images.astype(np.float32))
     model = make_model()
     recipe = make_recipe(mechanism="none", steps=40, learning_rate=0.05)
-    train_round(Trainee(model=model, keeper=None), cohort, recipe, RoundSeeds(sampling=1, noise=2))
+    train_round(Trainee(model=model, engine=None), cohort, recipe, RoundSeeds(sampling=1, noise=2))
     with torch.no_grad():
         answer = model(torch.from_numpy(cohort.images) * 2 - 1).argmax(1).numpy()
     assert (answer == cohort.labels).mean() > 0.9
+
+
+FLIPS = AugmentationConfig(flip_horizontal=True, rotation_degrees=20.0, brightness=0.2)
+
+
+@pytest.mark.parametrize("mechanism", ["dp_sgd", "none"])
+def test_views_that_are_all_alike_change_nothing(mechanism: str) -> None:
+    """Views fold into the patient's mean: five of the same count as one."""
+    cohort = make_cohort([1, 2, 3, 4])
+    recipe = make_recipe(mechanism=mechanism, max_grad_norm=0.2, learning_rate=0.1)
+    once = update_of(cohort, recipe)
+    often = update_of(cohort, replace(recipe, augmentation_multiplicity=5))
+    assert float((often - once).norm()) <= 1e-5 * float(once.norm())
+
+
+@pytest.mark.parametrize("most_images", [None, 1, 6, 1000])
+def test_views_stand_with_their_patient_and_within_the_limit(
+    monkeypatch: pytest.MonkeyPatch, most_images: int | None
+) -> None:
+    cohort = make_cohort([1, 2, 3, 1])
+    named = replace(cohort, labels=cohort.patients)
+    recorder = Recorder()
+    monkeypatch.setattr(training, "_step_gradient", lambda *_: recorder)
+    recipe = make_recipe(
+        sampling_rate=1.0, steps=2, physical_batch=500, augmentation_multiplicity=3
+    )
+    trainee = Trainee(model=make_model(), engine=None, augmentation=FLIPS, most_images=most_images)
+    train_round(trainee, named, recipe, RoundSeeds(sampling=1, noise=0))
+    for batches in recorder.steps:
+        found: dict[int, int] = {}
+        for batch in batches:
+            limit = most_images or 500
+            assert len(batch.labels) <= limit or batch.num_patients == 1
+            for patient in range(batch.num_patients):
+                whose = batch.labels[batch.patients == patient]
+                assert len(whose.unique()) == 1
+                assert int(whose[0]) not in found
+                found[int(whose[0])] = len(whose)
+        assert found == {0: 3, 1: 6, 2: 9, 3: 3}
+        views = torch.cat([batch.images for batch in batches])
+        assert len({view.numpy().tobytes() for view in views}) > 15  # each changed on its own
+
+
+def test_a_patients_views_add_at_most_the_clipping_norm() -> None:
+    cohort = make_cohort([4])
+    recipe = make_recipe(
+        sampling_rate=1.0, noise_multiplier=1e-6, steps=1, augmentation_multiplicity=6
+    )
+    for clip in (1e-3, 0.1):
+        model = make_model()
+        before = torch.cat([p.detach().flatten() for p in model.parameters()])
+        trainee = Trainee(model=model, engine=BookkeepingEngine(model), augmentation=FLIPS)
+        changed = replace(recipe, max_grad_norm=clip)
+        train_round(trainee, cohort, changed, RoundSeeds(sampling=1, noise=2))
+        after = torch.cat([p.detach().flatten() for p in model.parameters()])
+        length = float((after - before).double().norm())
+        assert clip * (1 - 1e-3) <= length <= clip * (1 + 1e-3)
+
+
+@pytest.mark.parametrize("clipping", ["flat", "automatic", "per_layer"])
+def test_a_sites_memory_does_not_change_the_update(clipping: str) -> None:
+    cohort = make_cohort([1, 2, 3, 4, 1, 2])
+    recipe = make_recipe(
+        max_grad_norm=0.2, learning_rate=0.1, augmentation_multiplicity=2, clipping=clipping
+    )
+    updates = []
+    for most_images in (None, 2, 5):
+        model = make_model()
+        before = torch.cat([p.detach().flatten() for p in model.parameters()])
+        trainee = Trainee(
+            model=model,
+            engine=BookkeepingEngine(model),
+            augmentation=AugmentationConfig(),
+            most_images=most_images,
+        )
+        train_round(trainee, cohort, recipe, RoundSeeds(sampling=1, noise=2))
+        updates.append(torch.cat([p.detach().flatten() for p in model.parameters()]) - before)
+    for other in updates[1:]:
+        assert float((other - updates[0]).norm()) <= 1e-5 * float(updates[0].norm())
+
+
+def test_without_a_seed_noise_is_the_systems_and_never_the_same() -> None:
+    """Seeds of torch, known or set, have no part in it."""
+    recipe = make_recipe(sampling_rate=1e-9, steps=1)
+    noises: list[torch.Tensor] = []
+    for _ in range(2):
+        model = make_model(600)
+        before = torch.cat([p.detach().flatten() for p in model.parameters()])
+        torch.manual_seed(0)
+        train_round(
+            Trainee(model=model, engine=BookkeepingEngine(model)),
+            make_cohort([1] * 4),
+            recipe,
+            RoundSeeds(sampling=1, noise=None),
+        )
+        after = torch.cat([p.detach().flatten() for p in model.parameters()])
+        noises.append((before - after) * 4e-9)
+    for noise in noises:
+        assert scale_fits(noise, 1.0)
+    correlation = float(torch.corrcoef(torch.stack(noises))[0, 1])
+    assert abs(correlation) < 4 / math.sqrt(len(noises[0]))
+
+
+def test_a_round_leaves_torchs_own_generator_alone() -> None:
+    model = make_model()
+    trainee = Trainee(model=model, engine=BookkeepingEngine(model))
+    state = torch.get_rng_state()
+    train_round(trainee, make_cohort([1, 2]), make_recipe(), RoundSeeds(sampling=1, noise=2))
+    assert torch.equal(torch.get_rng_state(), state)

@@ -1,0 +1,87 @@
+"""What computes the sum of clipped patient gradients; ours, by book-keeping."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+from client.dp.bookkeeping import Bookkeeper
+from client.dp.clipping import Clipping
+from client.dp.loss import patient_loss
+from client.dp.patients import PatientBatch
+from client.dp.tapes import Tape
+from common.config import Precision
+
+# Gradients of so many patients, one layer's at a time, stay in a processor's cache.
+_AT_ONCE = 16
+
+Sums = Iterable[tuple[nn.Parameter, Tensor]]
+
+
+class Engine(Protocol):
+    """Knows a model; clips the gradients of its trainable weights by patient."""
+
+    def clipped_sums(self, batch: PatientBatch, clipping: Clipping) -> Sums:
+        """Sum over patients of their clipped mean gradients, by weight.
+
+        A patient whose gradient is not finite counts as zero: it would otherwise make the released
+        weights NaN, and with that be seen.
+
+        Raises:
+            UsageError: if the engine does not cover the model, the batch or the clipping.
+        """
+        ...
+
+
+class BookkeepingEngine:
+    """Our own: exact, with one backward pass and without gradients of single patients."""
+
+    def __init__(self, model: nn.Module, precision: Precision = Precision.fp32) -> None:
+        self._model = model
+        self._precision = precision
+        self._keeper = Bookkeeper(model)
+
+    def clipped_sums(self, batch: PatientBatch, clipping: Clipping) -> Sums:
+        """See `Engine`."""
+        if not batch.num_patients:
+            return ()
+        if clipping.kind == "per_layer":
+            return self._by_layer(batch, clipping.of_one_layer(self._keeper.num_layers))
+        with self._keeper.recording(batch) as recording:
+            patient_loss(self._model, batch, self._precision).backward()
+        return clipped(recording.tapes, clipping)
+
+    def _by_layer(self, batch: PatientBatch, clipping: Clipping) -> Sums:
+        """Clips each layer as soon as the backward pass has left it; no tape outlives that."""
+        sums: dict[nn.Parameter, Tensor] = {}
+
+        def on_layer(tapes: Mapping[nn.Parameter, Tape]) -> None:
+            for parameter, total in clipped(tapes, clipping):
+                known = sums.get(parameter)
+                sums[parameter] = total if known is None else known.add_(total)
+
+        at_once = _AT_ONCE if batch.images.device.type == "cpu" else batch.num_patients
+        for part in batch.parts(at_once):
+            with self._keeper.recording(part, on_layer):
+                patient_loss(self._model, part, self._precision).backward()
+        return sums.items()
+
+
+def clipped(tapes: Mapping[nn.Parameter, Tape], clipping: Clipping) -> Sums:
+    """Sums of gradients, clipped by their norm over all of ``tapes``."""
+    norms = total_norms(tapes)
+    finite = torch.isfinite(norms)
+    if not bool(finite.all()):
+        for tape in tapes.values():
+            tape.erase(~finite)
+        norms = torch.where(finite, norms, 0.0)
+    factors = clipping.factors(norms)
+    return [(parameter, tape.weighted_sum(factors)) for parameter, tape in tapes.items()]
+
+
+def total_norms(tapes: Mapping[nn.Parameter, Tape]) -> Tensor:
+    """(P,) norm of each patient's gradient over all of ``tapes``."""
+    return torch.stack([tape.squared_norms for tape in tapes.values()]).sum(0).sqrt()
