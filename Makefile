@@ -24,8 +24,8 @@ types: $(INSTALLED)
 contracts: $(INSTALLED)
 	$(BIN)/lint-imports --no-cache
 
-unit: $(INSTALLED)
-	$(BIN)/pytest -m "not long"
+unit: $(INSTALLED) ## all tests but the long ones, on two cores
+	$(BIN)/pytest -n 2 --durations=20 -m "not long"
 
 test-long: $(INSTALLED) ## minutes of crash drills and statistics
 	$(BIN)/pytest -m long
