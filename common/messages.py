@@ -58,7 +58,8 @@ class Recipe:
         images_per_patient: at most so many images of a sampled patient, drawn anew each time.
         optimizer: ``"sgd"`` or ``"adam"``.
         learning_rate: of the local optimiser.
-        physical_batch: at most so many images in memory at once (no effect on the result).
+        physical_batch: at most so many images in memory at once (no effect on the result, except
+            that random views are drawn batch by batch).
         clipping: kind of clipping, a value of `common.config.ClippingKind`.
         engine: what computes clipped gradients, a value of `common.config.EngineName`.
         precision: of forward and backward passes, a value of `common.config.Precision`.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Protocol
 
 import torch
@@ -37,7 +37,11 @@ class Engine(Protocol):
 
 
 class BookkeepingEngine:
-    """Our own: exact, with one backward pass and without gradients of single patients."""
+    """Our own: exact, with one backward pass and without gradients of single patients.
+
+    By layer, each layer is clipped as soon as the backward pass has left it, and nothing of it is
+    kept.
+    """
 
     def __init__(self, model: nn.Module, precision: Precision = Precision.fp32) -> None:
         self._model = model
@@ -46,32 +50,34 @@ class BookkeepingEngine:
 
     def clipped_sums(self, batch: PatientBatch, clipping: Clipping) -> Sums:
         """See `Engine`."""
-        if not batch.num_patients:
-            return ()
-        if clipping.kind == "per_layer":
-            return self._by_layer(batch, clipping.of_one_layer(self._keeper.num_layers))
-        with self._keeper.recording(batch) as recording:
-            patient_loss(self._model, batch, self._precision).backward()
-        return clipped(recording.tapes, clipping)
-
-    def _by_layer(self, batch: PatientBatch, clipping: Clipping) -> Sums:
-        """Clips each layer as soon as the backward pass has left it; no tape outlives that."""
+        by_layer = clipping.kind == "per_layer"
+        if by_layer:
+            clipping = clipping.of_one_layer(self._keeper.num_layers)
         sums: dict[nn.Parameter, Tensor] = {}
 
-        def on_layer(tapes: Mapping[nn.Parameter, Tape]) -> None:
+        def take(tapes: Mapping[nn.Parameter, Tape]) -> None:
             for parameter, total in clipped(tapes, clipping):
                 known = sums.get(parameter)
                 sums[parameter] = total if known is None else known.add_(total)
 
-        at_once = _AT_ONCE if batch.images.device.type == "cpu" else batch.num_patients
-        for part in batch.parts(at_once):
-            with self._keeper.recording(part, on_layer):
+        for part in _parts(batch, by_layer=by_layer):
+            with self._keeper.recording(part, take if by_layer else None) as recording:
                 patient_loss(self._model, part, self._precision).backward()
+            take(recording.tapes)
         return sums.items()
+
+
+def _parts(batch: PatientBatch, *, by_layer: bool) -> Iterator[PatientBatch]:
+    """Patients with alike numbers of images, as many at a time as is best."""
+    on_cpu = batch.images.device.type == "cpu"
+    for alike in batch.alike():
+        yield from alike.parts(_AT_ONCE if by_layer and on_cpu else alike.num_patients)
 
 
 def clipped(tapes: Mapping[nn.Parameter, Tape], clipping: Clipping) -> Sums:
     """Sums of gradients, clipped by their norm over all of ``tapes``."""
+    if not tapes:
+        return ()
     norms = total_norms(tapes)
     finite = torch.isfinite(norms)
     if not bool(finite.all()):

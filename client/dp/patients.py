@@ -36,6 +36,17 @@ class PatientBatch:
         counts = torch.bincount(self.patients, minlength=self.num_patients)
         return 1.0 / counts[self.patients].to(self.images.dtype)
 
+    def alike(self) -> Iterator[PatientBatch]:
+        """The same patients, in batches where none has twice as many images as another.
+
+        Patients side by side are padded to the largest of them.
+        """
+        counts = torch.bincount(self.patients, minlength=self.num_patients)
+        doublings = counts.log2().floor()
+        for doubling in doublings.unique():
+            chosen = doublings == doubling
+            yield self if bool(chosen.all()) else self.only(chosen)
+
     def parts(self, num_patients: int) -> Iterator[PatientBatch]:
         """The same patients in batches of at most ``num_patients``."""
         if self.num_patients <= num_patients:

@@ -76,7 +76,9 @@ class Convolve(Function):
         """See the class."""
         _announce(recording, trained)
         ctx.recording, ctx.trained, ctx.convolution = recording, trained, convolution
-        ctx.save_for_backward(x, weight)
+        # the gradient of x depends on its shape alone
+        kept = x if trained[0] is not None else x.new_empty(1).expand(x.shape)
+        ctx.save_for_backward(kept, weight)
         return convolution.forward(x, weight, bias)
 
     @staticmethod

@@ -51,6 +51,27 @@ def test_gather_puts_images_side_by_side_and_pads_with_zeros(
         assert not side[patient, len(own) :].any()
 
 
+@given(COUNTS)
+def test_alike_splits_by_numbers_of_images_and_loses_nobody(counts: list[int]) -> None:
+    batch = _batch(counts)
+    batches = list(batch.alike())
+    found = [torch.bincount(part.patients) for part in batches]
+    assert all(int(each.max()) < 2 * int(each.min()) for each in found)
+    assert sorted(torch.cat(found).tolist()) == sorted(counts)
+    images = torch.cat([part.images for part in batches])
+    assert sorted(images.flatten().tolist()) == sorted(batch.images.flatten().tolist())
+
+
+@given(COUNTS, st.integers(1, 4))
+def test_parts_are_whole_patients_in_order(counts: list[int], at_once: int) -> None:
+    batch = _batch(counts)
+    parts = list(batch.parts(at_once))
+    assert all(part.num_patients <= at_once for part in parts)
+    assert torch.equal(torch.cat([part.images for part in parts]), batch.images)
+    found = torch.cat([torch.bincount(part.patients) for part in parts])
+    assert found.tolist() == counts
+
+
 @given(COUNTS, st.data())
 def test_only_keeps_whole_patients_and_renumbers(counts: list[int], data: st.DataObject) -> None:
     keep = data.draw(st.lists(st.booleans(), min_size=len(counts), max_size=len(counts)))
