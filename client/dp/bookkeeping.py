@@ -37,7 +37,7 @@ class Bookkeeper:
                 names.setdefault(parameter, f"{module_name}.{key}".strip("."))
             new = tuple(p for p in mine.values() if p not in layers)
             layers.update(dict.fromkeys(new, new))
-        buffers = frozenset(id(buffer) for buffer in model.buffers())
+        buffers = {id(buffer): buffer for buffer in model.buffers()}
         self._layout = Layout(names=names, layers=layers, buffers=buffers)
 
     @property

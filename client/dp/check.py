@@ -51,9 +51,12 @@ def check_engine(model: nn.Module, engine: Engine, batch: PatientBatch) -> None:
 def made_up_batch(
     image_shape: tuple[int, ...], *, num_outputs: int, multilabel: bool, one_image_each: bool
 ) -> PatientBatch:
-    """Noise instead of images: of two patients, the first with two images if allowed."""
+    """Noise instead of images: of two patients, with two and three images if allowed.
+
+    So alike that an engine takes both in one pass, and different enough to need padding.
+    """
     generator = torch.Generator().manual_seed(0)
-    patients = torch.tensor([0, 1] if one_image_each else [0, 0, 1])
+    patients = torch.tensor([0, 1] if one_image_each else [0, 0, 1, 1, 1])
     labels = torch.arange(len(patients)) % num_outputs
     if multilabel:
         labels = (torch.arange(len(patients) * num_outputs) % 3 - 1).view(-1, num_outputs)

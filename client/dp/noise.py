@@ -16,7 +16,7 @@ _DRAWS = 4
 
 
 class SystemNoise:
-    """Gaussian noise from a ChaCha20 stream whose key is the operating system's entropy.
+    """Gaussian noise from ChaCha20 streams whose keys are the operating system's entropy.
 
     torch's own generator would be guessed: on a CPU it uses 32 bits of its seed, and the numbers
     that it draws next follow from those it has drawn, which show wherever a gradient is zero.
@@ -25,10 +25,6 @@ class SystemNoise:
     each one, added and halved, so that a sum with a gradient does not show in the last bits which
     numbers can have been drawn (Holohan and Braghin 2021, arXiv 2107.10138, section 5.1).
     """
-
-    def __init__(self) -> None:
-        cipher = Cipher(algorithms.ChaCha20(os.urandom(32), bytes(16)), mode=None)
-        self._stream = cipher.encryptor()
 
     def added_to(self, values: Tensor, std: float) -> Tensor:
         """``values`` plus noise of standard deviation ``std``, added in 64 bits."""
@@ -47,8 +43,9 @@ class SystemNoise:
         return both[: count * _DRAWS].view(_DRAWS, count).sum(0) / math.sqrt(_DRAWS)
 
     def _uniform(self, count: int) -> Tensor:
-        """(count,) multiples of 2^-53 in (0, 1]."""
-        words = np.frombuffer(self._stream.update(bytes(8 * count)), dtype=np.uint64)
+        """(count,) multiples of 2^-53 in (0, 1], under a key of their own: no stream runs out."""
+        stream = Cipher(algorithms.ChaCha20(os.urandom(32), bytes(16)), mode=None).encryptor()
+        words = np.frombuffer(stream.update(bytes(8 * count)), dtype=np.uint64)
         return torch.from_numpy(((words >> np.uint64(11)) + np.uint64(1)) * 2.0**-53)
 
 

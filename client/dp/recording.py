@@ -25,12 +25,13 @@ class Layout:
     Attributes:
         names: of trainable weights.
         layers: for each trainable weight, all trainable weights of its module.
-        buffers: ``id`` of the model's buffers: constants, never part of a batch.
+        buffers: the model's buffers by ``id``: constants, never part of a batch. They are held, so
+            that no other tensor can get their ``id``.
     """
 
     names: Mapping[nn.Parameter, str]
     layers: Mapping[nn.Parameter, tuple[nn.Parameter, ...]]
-    buffers: frozenset[int]
+    buffers: Mapping[int, Tensor]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)

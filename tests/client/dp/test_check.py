@@ -252,7 +252,8 @@ def test_made_up_patients_suit_the_task(
         (1, 8, 8), num_outputs=num_outputs, multilabel=multilabel, one_image_each=one_image_each
     )
     assert batch.num_patients == 2
-    assert torch.bincount(batch.patients).tolist() == ([1, 1] if one_image_each else [2, 1])
+    assert torch.bincount(batch.patients).tolist() == ([1, 1] if one_image_each else [2, 3])
+    assert [part.num_patients for part in batch.alike()] == [2]  # else nothing could be mixed up
     torch.manual_seed(0)
     model = nn.Sequential(nn.Flatten(), nn.Linear(64, num_outputs))
     check_engine(model, BookkeepingEngine(model), batch)

@@ -45,6 +45,7 @@ def work(folder: Path, name: str, budget: Budget, rng: random.Random) -> None:
                     request_id=request_id, events=[RELEASE], purpose="train", budget=budget
                 )
             except BudgetExceeded:
+                note("full", request_id)
                 time.sleep(0.002)
                 continue
             if rng.random() < 0.2:
@@ -73,7 +74,8 @@ def torment(folder: Path, budget: Budget, kills: int, rng: random.Random) -> dic
     folder.mkdir()
     running = [start(folder, f"w{i}", budget, rng.randrange(1 << 30)) for i in range(2)]
     for kill in range(kills):
-        time.sleep(0.01 + rng.random() * 0.15)
+        wait_for_lines(folder / "journal", rng.randrange(1, 16))
+        time.sleep(rng.random() * 0.1)
         victim = rng.randrange(2)
         os.kill(running[victim], signal.SIGKILL)
         os.waitpid(running[victim], 0)
@@ -83,6 +85,19 @@ def torment(folder: Path, budget: Budget, kills: int, rng: random.Random) -> dic
         elif kill == kills - 2:
             running = [running[1 - victim]] * 2
     return examine(folder, budget, kills)
+
+
+def wait_for_lines(journal: Path, more: int) -> None:
+    """So that the same is going on between two kills on any machine."""
+
+    def lines() -> int:
+        return journal.read_bytes().count(b"\n") if journal.exists() else 0
+
+    first = lines()
+    failures = journal.with_name("failures")
+    while lines() < first + more:
+        assert not failures.exists(), failures.read_text()
+        time.sleep(0.001)
 
 
 def examine(folder: Path, budget: Budget, kills: int) -> dict[str, int]:
