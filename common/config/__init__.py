@@ -1,0 +1,70 @@
+"""The configuration of a run, as plain dataclasses.
+
+`configs.load` fills them from Hydra's groups; nothing after that knows about Hydra. Every field
+is public: no value here may be computed from patients' data.
+"""
+
+from __future__ import annotations
+
+from common.config.federation import (
+    FederationConfig,
+    PartitionConfig,
+    PartitionKind,
+    StrategyConfig,
+    StrategyName,
+)
+from common.config.model import FinetuneConfig, FinetuneMode, ModelConfig
+from common.config.privacy import (
+    AccountantName,
+    ClippingKind,
+    EngineName,
+    Mechanism,
+    PrivacyConfig,
+    Unit,
+)
+from common.config.run import Config
+from common.config.simulation import SimulationConfig
+from common.config.study import (
+    ColumnsConfig,
+    DataConfig,
+    LabelsConfig,
+    PhantomConfig,
+    Side,
+    StudyKind,
+    TaskKind,
+    VolumeConfig,
+)
+from common.config.synthesis import AugmentConfig, AugmentMode
+from common.config.training import AugmentationConfig, Precision, TrainingConfig
+
+__all__ = [
+    "AccountantName",
+    "AugmentConfig",
+    "AugmentMode",
+    "AugmentationConfig",
+    "ClippingKind",
+    "ColumnsConfig",
+    "Config",
+    "DataConfig",
+    "EngineName",
+    "FederationConfig",
+    "FinetuneConfig",
+    "FinetuneMode",
+    "LabelsConfig",
+    "Mechanism",
+    "ModelConfig",
+    "PartitionConfig",
+    "PartitionKind",
+    "PhantomConfig",
+    "Precision",
+    "PrivacyConfig",
+    "Side",
+    "SimulationConfig",
+    "StrategyConfig",
+    "StrategyName",
+    "StudyKind",
+    "TaskKind",
+    "TrainingConfig",
+    "Unit",
+    "VolumeConfig",
+]

@@ -1,0 +1,27 @@
+"""What simulated hospitals may use of a machine."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from common.config.check import require, require_positive
+
+
+@dataclass(kw_only=True)
+class SimulationConfig:
+    """What each simulated hospital may use of this machine, and where its ledgers live.
+
+    With ``ledger_dir`` a hospital's ledgers are in ``ledger_dir/SITE`` and outlive the run, so that
+    a later run on the same patients starts with what was spent; without it each run has its own.
+    """
+
+    cpus_per_site: float = 1.0
+    gpus_per_site: float = 0.0
+    ledger_dir: Path | None = None
+
+    def __post_init__(self) -> None:
+        require_positive("simulation.cpus_per_site", self.cpus_per_site)
+        require(
+            self.gpus_per_site >= 0, "simulation.gpus_per_site", self.gpus_per_site, "at least 0"
+        )
