@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: help demo test lint types contracts unit test-long lock format clean
+.PHONY: help demo test lint types contracts unit test-long test-faults lock format clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -29,6 +29,9 @@ unit: $(INSTALLED) ## all tests but the long ones, on two cores
 
 test-long: $(INSTALLED) ## minutes of crash drills and statistics
 	$(BIN)/pytest -m long
+
+test-faults: $(INSTALLED) ## every fault drill, those with processes of a run included
+	$(BIN)/pytest tests/end_to_end/test_faults.py
 
 format: $(INSTALLED) ## put the code into shape
 	$(BIN)/ruff format .

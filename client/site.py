@@ -8,30 +8,30 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
-from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save
-from torch import nn
+import torch
 
 from client.data.cohort import Cohort
-from client.dp import engines
-from client.dp.check import check_engine, made_up_batch
-from client.dp.clipping import Clipping
-from client.dp.engine import Engine
-from client.dp.memory import images_that_fit
-from client.dp.patients import PatientBatch
-from client.dp.training import RoundSeeds, Trainee, train_round
+from client.dp.training import RoundSeeds
+from client.kept import Kept
+from client.local_model import LocalModel, LocalTraining, ModelMismatch, Surroundings
+from client.synthesis.charging import charge_pool
+from client.synthesis.image_set import ImageSet
 from common import models
 from common.config import (
     AugmentationConfig,
-    EngineName,
-    FinetuneConfig,
-    ModelConfig,
-    Precision,
+    Personal,
     Unit,
 )
-from common.errors import LedgerError, Refusal, UsageError
-from common.files import write_atomically
-from common.messages import Reason, Recipe, SiteDescription, Status, TrainReply, TrainRequest
+from common.errors import LedgerError, Refusal
+from common.messages import (
+    Reason,
+    Recipe,
+    SiteDescription,
+    Status,
+    TrainReply,
+    TrainRequest,
+    Weights,
+)
 from common.privacy.book import BookedLedger, LedgerBook
 from common.privacy.budget import Budget
 from common.privacy.chain import State
@@ -40,29 +40,6 @@ from common.privacy.events import Event, NonPrivateRelease, PoissonGaussianSteps
 from common.privacy.ledger import Cohort as LedgerCohort
 from common.privacy.ledger import Ledger
 from common.seeds import SeedSource
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class SiteModel:
-    """How the site builds the shared model (public); with ``depth``, one for volumes."""
-
-    config: ModelConfig
-    finetune: FinetuneConfig
-    image_size: int
-    num_classes: int
-    seed: int
-    depth: int | None = None
-
-    def build(self) -> nn.Module:
-        """A fresh model with its trainable weights marked."""
-        return models.build(
-            self.config,
-            self.finetune,
-            image_size=self.image_size,
-            num_classes=self.num_classes,
-            seed=self.seed,
-            depth=self.depth,
-        )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -81,6 +58,8 @@ class SiteSetup:
         seeds: where randomness comes from.
         augmentation: how images are changed at random when they are used.
         memory_bytes: what one training step may take; no bound of the site's own if ``None``.
+        study: name of the study that the cohort is of (public).
+        pool: synthetic images that the site uses.
     """
 
     name: str
@@ -90,10 +69,12 @@ class SiteSetup:
     book: Path | None = None
     replies: Path
     budget: Budget
-    model: SiteModel
+    model: LocalModel
     seeds: SeedSource
     augmentation: AugmentationConfig = field(default_factory=AugmentationConfig)
     memory_bytes: float | None = None
+    study: str = ""
+    pool: ImageSet | None = None
 
     def open_ledger(self, unit: Unit) -> Ledger | BookedLedger:
         """The cohort's ledger, verified.
@@ -130,9 +111,11 @@ class Site:
     def __init__(self, setup: SiteSetup) -> None:
         self._setup = setup
         self._lock = threading.Lock()  # one model; and two trainings of a request are two noises
-        self._trainee: Trainee | None = None
+        self._training: LocalTraining | None = None
         self._kind: tuple[bool, str, str, str] | None = None
         self._frozen_sha256 = ""
+        self._first: Weights | None = None  # the weights that the model was built with
+        self._shift: Weights = {}
 
     def describe(self) -> SiteDescription:
         """Public facts, sent before the first round."""
@@ -153,7 +136,8 @@ class Site:
             return self._refuse(request, Reason.ledger_unavailable, None)
 
     def _train(self, request: TrainRequest, ledger: Ledger | BookedLedger) -> TrainReply:
-        trainee = self._prepared(request)
+        training = self._prepared(request)
+        self._charge_pool(request.recipe, ledger)
         reservation = ledger.reserve(
             request_id=request.request_id,
             events=(event_of(request.recipe),),
@@ -165,10 +149,10 @@ class Site:
         if lost or reservation.state is State.abandoned:
             return self._refuse(request, Reason.bad_request, ledger)
         if not stored.is_file():
-            self._train_and_store(request, trainee, stored)
+            self._train_and_store(request, training, stored)
         if reservation.state is State.reserved:
             ledger.commit(request.request_id)
-        weights = _read_weights(stored)
+        weights = Kept.read(stored).weights
         return TrainReply(
             site=self._setup.name,
             status=Status.trained,
@@ -177,79 +161,81 @@ class Site:
             weights=weights,
         )
 
-    def _prepared(self, request: TrainRequest) -> Trainee:
+    def _around(self) -> Surroundings:
+        setup = self._setup
+        return Surroundings(
+            cohort=setup.cohort,
+            augmentation=setup.augmentation,
+            memory_bytes=setup.memory_bytes,
+            pool=None if setup.pool is None else setup.pool.cohort,
+        )
+
+    def _prepared(self, request: TrainRequest) -> LocalTraining:
         """The warm model with the request's weights, checked before anything is reserved."""
         recipe = request.recipe
         kind = (recipe.private, recipe.engine, recipe.precision, recipe.clipping)
-        if self._trainee is None:
-            self._trainee, self._kind = self._built(recipe), kind
+        if self._training is None:
+            self._training, self._kind = self._setup.model.prepare(recipe, self._around()), kind
+            self._frozen_sha256 = models.frozen_sha256(self._training.model)
         if self._kind != kind:
             raise ModelMismatch(
                 "this site's model is warm for another engine, precision or clipping"
             )
         if request.frozen_sha256 != self._frozen_sha256:
             raise ModelMismatch("frozen weights differ from the server's")
+        kept = None
+        if recipe.controlled or Personal(recipe.personal) is not Personal.none:
+            kept = Kept.last_in(self._setup.replies, request.run_id)
+        own = self._own(recipe, {} if kept is None else kept.local)
         try:
-            models.load_trainable_weights(self._trainee.model, request.weights)
+            if set(own) & set(request.weights):
+                raise ValueError("the server sent layers that stay at the site")
+            models.load_trainable_weights(self._training.model, {**request.weights, **own})
+            self._shift = _shift(request, {} if kept is None else kept.control)
         except ValueError as error:
             raise ModelMismatch(str(error)) from error
-        return self._trainee
+        return self._training
 
-    def _built(self, recipe: Recipe) -> Trainee:
-        model = self._setup.model.build()
-        self._frozen_sha256 = models.frozen_sha256(model)
-        if not recipe.private:
-            return Trainee(model=model, engine=None, augmentation=self._setup.augmentation)
-        try:
-            engine, most_images = self._engine_of(model, recipe)
-        except UsageError as error:
-            raise ModelMismatch(str(error)) from error
-        return Trainee(
-            model=model,
-            engine=engine,
-            augmentation=self._setup.augmentation,
-            most_images=most_images,
-        )
-
-    def _engine_of(self, model: nn.Module, recipe: Recipe) -> tuple[Engine, int | None]:
-        """A checked engine, and how many images fit into the site's memory."""
-        name, precision = EngineName(recipe.engine), Precision(recipe.precision)
-        together = recipe.images_per_patient * recipe.augmentation_multiplicity > 1
-        batch = self._made_up_batch(one_image_each=name is EngineName.opacus_ghost and not together)
-        engine = engines.build(name, model)
-        check_engine(model, engine, batch)
-        engine.clipped_sums(batch, Clipping(kind=recipe.clipping, max_grad_norm=1.0))
-        if precision is not Precision.fp32:  # compared in full precision, used in half
-            engine = engines.build(name, model, precision)
-        limit = self._setup.memory_bytes
-        if limit is None:
-            return engine, None
-        return engine, images_that_fit(model, batch, precision, limit_bytes=limit)
-
-    def _made_up_batch(self, *, one_image_each: bool) -> PatientBatch:
-        cohort = self._setup.cohort
-        return made_up_batch(
-            cohort.images.shape[1:],
-            num_outputs=self._setup.model.num_classes,
-            multilabel=cohort.labels.ndim > 1,
-            one_image_each=one_image_each,
-        )
-
-    def _train_and_store(self, request: TrainRequest, trainee: Trainee, stored: Path) -> None:
+    def _train_and_store(
+        self, request: TrainRequest, training: LocalTraining, stored: Path
+    ) -> None:
         seeds = RoundSeeds(
             sampling=self._setup.seeds.seed(request.round, "sampling"),
             noise=self._setup.seeds.seed(request.round, "noise"),
         )
         cohort = units(self._setup.cohort, request.recipe.unit)
-        train_round(trainee, cohort, request.recipe, seeds)
-        weights = models.trainable_weights(trainee.model)
+        shift = self._shift
+        training.train(
+            cohort,
+            request.recipe,
+            seeds,
+            {name: torch.from_numpy(value) for name, value in shift.items()},
+        )
+        weights = models.trainable_weights(training.model)
         if not all(np.isfinite(value).all() for value in weights.values()):
             raise FloatingPointError("training left weights that are not finite")
-        stored.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(stored, save(weights))
-        for old in stored.parent.glob("*.safetensors"):
-            if old != stored:
-                old.unlink(missing_ok=True)
+        released = {name: weights[name] for name in request.weights}
+        Kept(
+            run_id=request.run_id,
+            weights=released,
+            control=_next_control(request, released, shift) if request.recipe.controlled else {},
+            local={name: weights[name] for name in weights.keys() - released.keys()},
+        ).write(stored)
+
+    def _own(self, recipe: Recipe, kept: Weights) -> Weights:
+        """The layers that stay here, as the site trained them last or as they began."""
+        assert self._training is not None
+        model, layers = self._training.model, Personal(recipe.personal)
+        if self._first is None:
+            self._first = models.trainable_weights(model)
+        names = models.local_names(model, layers)
+        return {name: kept.get(name, self._first[name]) for name in sorted(names)}
+
+    def _charge_pool(self, recipe: Recipe, ledger: Ledger | BookedLedger) -> None:
+        setup = self._setup
+        if setup.pool is not None:
+            budget = self._budget(recipe)
+            charge_pool(ledger, setup.pool, site=setup.name, study=setup.study, budget=budget)
 
     def _reply_path(self, request: TrainRequest) -> Path:
         digest = hashlib.sha256(request.request_id.encode()).hexdigest()[:32]
@@ -271,12 +257,6 @@ class Site:
             reason=reason,
             spend=None if ledger is None else self._spend(request.recipe, ledger),
         )
-
-
-class ModelMismatch(Refusal):
-    """The server's model is not the site's, or private training does not cover it."""
-
-    code = Reason.model_mismatch.value
 
 
 def event_of(recipe: Recipe) -> Event:
@@ -303,9 +283,29 @@ def units(cohort: Cohort, unit: str) -> Cohort:
     )
 
 
-def _read_weights(path: Path) -> dict[str, np.ndarray]:
-    try:
-        with safe_open(str(path), framework="numpy") as file:
-            return {name: file.get_tensor(name) for name in list(file.keys())}
-    except SafetensorError as error:
-        raise LedgerError("the stored reply cannot be read") from error
+def _shift(request: TrainRequest, control: Weights) -> Weights:
+    """What SCAFFOLD adds to each gradient: c - c_i; both begin as zero.
+
+    Raises:
+        ValueError: if the control variate that was sent does not fit the weights.
+    """
+    if not request.recipe.controlled:
+        return {}
+    shift: Weights = {}
+    for name, value in request.weights.items():
+        zero = np.zeros_like(value)
+        sent = request.control.get(name, zero) if request.control else zero
+        if sent.shape != value.shape or not np.isfinite(sent).all():
+            raise ValueError(f"{name}: the control variate does not fit")
+        shift[name] = sent - control.get(name, zero)
+    return shift
+
+
+def _next_control(request: TrainRequest, released: Weights, shift: Weights) -> Weights:
+    """c_i+ = c_i - c + (x - y_i) / (K lr): of what was sent and what is released, nothing else."""
+    recipe = request.recipe
+    length = np.float32(recipe.steps * recipe.learning_rate)
+    return {
+        name: ((request.weights[name] - value) / length - shift[name]).astype(np.float32)
+        for name, value in released.items()
+    }

@@ -15,11 +15,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from common.config import ClippingKind, EngineName, Precision
+from common.config import ClippingKind, EngineName, Personal, Precision
 
 Weights = dict[str, NDArray[np.float32]]
 
-_KINDS: dict[str, tuple[type, ...]] = {"str": (str,), "int": (int,), "float": (int, float)}
+_KINDS: dict[str, tuple[type, ...]] = {
+    "str": (str,),
+    "int": (int,),
+    "float": (int, float),
+    "bool": (bool,),
+}
 
 
 class Status(StrEnum):
@@ -31,15 +36,35 @@ class Status(StrEnum):
 
 
 class Reason(StrEnum):
-    """Why a site did not train. A fixed list: free text never leaves a site."""
+    """Why a site did not train, or why its reply does not count.
+
+    A fixed list: free text never leaves a site. From ``no_reply`` on, the server says so: it got
+    nothing, or what it got was put into quarantine.
+    """
 
     budget_exceeded = "budget_exceeded"
     ledger_unavailable = "ledger_unavailable"
     model_mismatch = "model_mismatch"
+    unknown_pool = "unknown_pool"
     bad_request = "bad_request"
     internal_error = "internal_error"
     no_reply = "no_reply"
     bad_statement = "bad_statement"
+    policy = "policy"
+    not_connected = "not_connected"
+    unreadable = "unreadable"
+    another_site = "another_site"
+    wrong_shape = "wrong_shape"
+    not_finite = "not_finite"
+    too_large = "too_large"
+
+    @property
+    def for_good(self) -> bool:
+        """Whether a site that gave this reason would give it again, and is asked no more."""
+        return self in _FOR_GOOD
+
+
+_FOR_GOOD = {Reason.budget_exceeded, Reason.model_mismatch, Reason.policy}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -65,6 +90,14 @@ class Recipe:
         precision: of forward and backward passes, a value of `common.config.Precision`.
         augmentation_multiplicity: randomly changed views of each image in a step; the views of
             all images of a patient together make one gradient.
+        synthetic_ratio: synthetic images in a step for each expected patient; they are no patients.
+        synthetic_as_patients: synthetic images are drawn as patients are instead, with
+            ``sampling_rate``.
+        momentum: of ``"sgd"``.
+        proximal_mu: strength of the pull towards the weights that were sent; it depends on nothing
+            but weights and is added to the gradient after the noise.
+        controlled: whether the request carries a control variate (SCAFFOLD).
+        personal: layers that stay at the site, a value of `common.config.Personal`.
     """
 
     mechanism: str
@@ -83,6 +116,12 @@ class Recipe:
     engine: str = EngineName.bookkeeping.value
     precision: str = Precision.fp32.value
     augmentation_multiplicity: int = 1
+    synthetic_ratio: float = 0.0
+    synthetic_as_patients: bool = False
+    momentum: float = 0.9
+    proximal_mu: float = 0.0
+    controlled: bool = False
+    personal: str = Personal.none.value
 
     def __post_init__(self) -> None:
         bounds = (
@@ -101,11 +140,21 @@ class Recipe:
             self.engine in {name.value for name in EngineName},
             self.precision in {precision.value for precision in Precision},
             self.augmentation_multiplicity >= 1,
+            0 <= self.synthetic_ratio <= 1000,
+            0 <= self.momentum < 1,
+            0 <= self.proximal_mu < math.inf,
+            not self.controlled or (self.optimizer == "sgd" and self.momentum == 0),
+            self.personal in {layers.value for layers in Personal},
         )
         if not all(bounds):
             raise ValueError(f"recipe out of bounds: {self}")
         if self.private and self.noise_multiplier == 0:
             raise ValueError("noise_multiplier=0.0: a private recipe needs noise")
+
+    @property
+    def mixes(self) -> bool:
+        """Whether synthetic images join the patients."""
+        return self.synthetic_ratio > 0 or self.synthetic_as_patients
 
     @property
     def private(self) -> bool:
@@ -129,7 +178,7 @@ class Recipe:
         wrong = [
             item.name
             for item in fields(cls)
-            if isinstance(values[item.name], bool)
+            if isinstance(values[item.name], bool) != (item.type == "bool")
             or not isinstance(values[item.name], _KINDS[str(item.type)])
         ]
         if wrong:
@@ -147,13 +196,17 @@ class SiteDescription:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TrainRequest:
-    """The server asks for one round of training (all public)."""
+    """The server asks for one round of training (all public).
+
+    ``control`` is SCAFFOLD's server control variate, by the names of ``weights``; empty without.
+    """
 
     run_id: str
     round: int
     recipe: Recipe
     frozen_sha256: str
     weights: Weights = field(repr=False)
+    control: Weights = field(default_factory=dict[str, NDArray[np.float32]], repr=False)
 
     @property
     def request_id(self) -> str:

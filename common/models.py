@@ -13,7 +13,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import nn
 
-from common.config import FinetuneConfig, ModelConfig
+from common.config import FinetuneConfig, ModelConfig, Personal
 from common.errors import UsageError
 from common.finetuning import mark_trainable
 from common.messages import Weights
@@ -168,8 +168,32 @@ def _head_names(model: nn.Module) -> set[str]:
     return {name for name, parameter in model.named_parameters() if parameter in mine}
 
 
+def local_names(model: nn.Module, layers: Personal) -> set[str]:
+    """Names of the trainable weights of layers that stay at a site."""
+    match layers:
+        case Personal.none:
+            names: set[str] = set()
+        case Personal.head:
+            names = _head_names(model)
+        case Personal.norms:
+            named = cast("Iterator[tuple[str, nn.Module]]", model.named_modules())
+            names = {
+                f"{prefix}.{name}".lstrip(".")
+                for prefix, module in named
+                if isinstance(module, nn.LayerNorm | nn.GroupNorm)
+                for name, _ in module.named_parameters(recurse=False)
+            }
+    return names & {name for name, p in model.named_parameters() if p.requires_grad}
+
+
+def shared_weights(model: nn.Module, layers: Personal) -> Weights:
+    """Copies of the trainable weights that travel: all but those of ``layers``."""
+    own = local_names(model, layers)
+    return {name: value for name, value in trainable_weights(model).items() if name not in own}
+
+
 def trainable_weights(model: nn.Module) -> Weights:
-    """Copies of the trainable weights by name: the only weights that travel."""
+    """Copies of the trainable weights by name: no other weights travel."""
     return {
         name: parameter.detach().cpu().numpy().astype(np.float32, copy=True)
         for name, parameter in model.named_parameters()

@@ -30,7 +30,7 @@ SCHEMA = "fedward.message/1"
 DESCRIBE = "query.describe"
 WEIGHT_KEY = "num-patients"
 
-_BODY, _WEIGHTS, _METRICS = "body", "weights", "metrics"
+_BODY, _WEIGHTS, _METRICS, _CONTROL = "body", "weights", "metrics", "control"
 
 
 def to_arrays(weights: Weights) -> ArrayRecord:
@@ -77,7 +77,10 @@ def request_content(request: TrainRequest) -> RecordDict:
         "recipe": request.recipe.to_dict(),
         "frozen_sha256": request.frozen_sha256,
     }
-    return RecordDict({_WEIGHTS: to_arrays(request.weights), _BODY: _body(fields)})
+    content = RecordDict({_WEIGHTS: to_arrays(request.weights), _BODY: _body(fields)})
+    if request.control:
+        content[_CONTROL] = to_arrays(request.control)
+    return content
 
 
 def read_request(content: RecordDict) -> TrainRequest:
@@ -94,6 +97,7 @@ def read_request(content: RecordDict) -> TrainRequest:
             recipe=_recipe(body),
             frozen_sha256=_text(body, "frozen_sha256"),
             weights=from_arrays(content.array_records[_WEIGHTS]),
+            control=from_arrays(content.array_records.get(_CONTROL, ArrayRecord())),
         )
     except (KeyError, TypeError) as error:
         raise ValueError(f"training request does not fit {SCHEMA}: {error!r}") from error

@@ -9,6 +9,7 @@ import contextlib
 import dataclasses
 import difflib
 import io
+import math
 import os
 import re
 import sys
@@ -32,24 +33,33 @@ from common.errors import UsageError
 ConfigStore.instance().store(name="schema", node=Config)
 
 
-def load(overrides: Sequence[str] = ()) -> Config:
+def load(overrides: Sequence[str] = (), *, primary: str = "config") -> Config:
     """Compose a configuration from overrides such as ``"privacy.epsilon=4"``.
+
+    ``primary`` is the file that composition begins with.
 
     Raises:
         UsageError: for an unknown name, choice or value.
     """
     try:
         with hydra.initialize_config_module("configs", version_base="1.3"):
-            return _to_config(hydra.compose("config", overrides=[_opened(o) for o in overrides]))
+            return _to_config(hydra.compose(primary, overrides=[_opened(o) for o in overrides]))
     except (HydraException, OmegaConfBaseException) as error:
         raise _usage_error(error) from error
 
 
-def run(task: Callable[[Config], int], arguments: Sequence[str], *, program: str) -> int:
+def run(
+    task: Callable[[Config], int],
+    arguments: Sequence[str],
+    *,
+    program: str,
+    primary: str = "config",
+) -> int:
     """Run ``task`` once for each configuration that Hydra's command line describes.
 
     Hydra's own flags (``--help``, ``--cfg job``, ``--multirun``, ``--info``) work. In a
     multirun each job gets ``run_dir/0``, ``run_dir/1``, ... Returns the largest exit code.
+    ``primary`` is the file that composition begins with.
 
     Raises:
         UsageError: for bad input.
@@ -69,7 +79,7 @@ def run(task: Callable[[Config], int], arguments: Sequence[str], *, program: str
         except Exception as error:  # raised here, it would look like one of Hydra's
             errors.append(error)
 
-    decorate = hydra.main(config_path="pkg://configs", config_name="config", version_base="1.3")
+    decorate = hydra.main(config_path="pkg://configs", config_name=primary, version_base="1.3")
     saved, full_error = sys.argv, os.environ.get("HYDRA_FULL_ERROR")
     os.environ["HYDRA_FULL_ERROR"] = "1"
     try:
@@ -126,7 +136,7 @@ def _tables(group: Any, prefix: str = "") -> Iterator[str]:
 
 
 def to_dict(config: Config) -> dict[str, Any]:
-    """The configuration as nested plain values (paths and enumerations as text)."""
+    """The configuration as nested plain values (paths, enumerations and infinity as text)."""
     container = OmegaConf.to_container(OmegaConf.structured(config), enum_to_str=True)
     return cast("dict[str, Any]", _plain(container))
 
@@ -176,6 +186,8 @@ def _no_such_setting(name: str) -> UsageError:
 def _plain(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, float) and math.isinf(value):  # JSON has no word for it
+        return "inf"
     return str(value) if isinstance(value, Path) else value
 
 

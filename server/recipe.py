@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
-from common.config import Config
+from dataclasses import dataclass
+
+from common.config import AugmentMode, Config, StrategyName
+from common.errors import UsageError
 from common.messages import Recipe
 from common.privacy import accountants
 from common.privacy.calibration import calibrate
+from common.privacy.events import Event
+
+_MOMENTUM = 0.9
 
 
 def default_delta(num_patients: int) -> float:
@@ -13,30 +19,62 @@ def default_delta(num_patients: int) -> float:
     return min(1e-5, num_patients**-1.1)
 
 
-def plan(config: Config, *, num_patients: int) -> Recipe:
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Synthetic:
+    """The synthetic images of a run (public).
+
+    Attributes:
+        num_images: how many each site may mix in.
+        paid: what a patient paid for them, at the site where that was most.
+    """
+
+    num_images: int = 0
+    paid: tuple[Event, ...] = ()
+
+
+def plan(config: Config, *, num_patients: int, synthetic: Synthetic | None = None) -> Recipe:
     """The recipe of every round of a run over ``num_patients`` patients of all sites.
 
-    With a target epsilon the noise is the smallest that keeps all planned rounds together at or
-    below it. Nothing here depends on patients' data but their (public) number.
+    With a target epsilon the noise is the smallest that keeps all planned rounds, and what was paid
+    for synthetic images, together at or below it. Nothing here depends on patients' data but their
+    (public) number.
+
+    Raises:
+        UsageError: if the synthetic images alone reach the target.
     """
-    privacy, federation = config.privacy, config.federation
+    synthetic = synthetic or Synthetic()
+    augment = config.augment
+    mixes = augment.mode is AugmentMode.mix
+    privacy, federation, strategy = config.privacy, config.federation, config.strategy
+    controlled = strategy.name is StrategyName.scaffold
+    rate = privacy.sampling_rate
+    if augment.counted_as_patients:  # a step stays as large as without synthetic images
+        rate *= num_patients / (num_patients + federation.num_sites * synthetic.num_images)
     delta = privacy.delta if privacy.delta is not None else default_delta(num_patients)
     noise_multiplier = privacy.noise_multiplier or 0.0
     target = privacy.epsilon_target
     if target is not None:
+        accountant = accountants.build(privacy.accountant.value)
+        paid = accountant.epsilon(synthetic.paid, delta)
+        if paid >= target:
+            raise UsageError(
+                f"privacy.epsilon={target:g}: the synthetic images alone cost epsilon {paid:.4g} "
+                f"(delta {delta:g}); nothing is left to train with"
+            )
         noise_multiplier = calibrate(
             epsilon=target,
             delta=delta,
-            sampling_rate=privacy.sampling_rate,
+            sampling_rate=rate,
             steps=federation.rounds * federation.steps_per_round,
-            accountant=accountants.build(privacy.accountant.value),
+            accountant=accountant,
+            before=synthetic.paid,
         )
     return Recipe(
         mechanism=privacy.mechanism.value,
         unit=privacy.unit.value,
         accountant=privacy.accountant.value,
         delta=delta,
-        sampling_rate=privacy.sampling_rate,
+        sampling_rate=rate,
         noise_multiplier=noise_multiplier if privacy.private else 0.0,
         steps=federation.steps_per_round,
         max_grad_norm=privacy.max_grad_norm,
@@ -48,4 +86,10 @@ def plan(config: Config, *, num_patients: int) -> Recipe:
         engine=privacy.engine.value,
         precision=config.training.precision.value,
         augmentation_multiplicity=config.training.augmentation_multiplicity,
+        synthetic_ratio=augment.ratio if mixes and not augment.counted_as_patients else 0.0,
+        synthetic_as_patients=augment.counted_as_patients,
+        momentum=0.0 if controlled else _MOMENTUM,
+        proximal_mu=strategy.mu,
+        controlled=controlled,
+        personal=strategy.personal.value,
     )

@@ -3,43 +3,32 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from flwr.app import Message, MessageType
 from flwr.serverapp import Grid
 
-from common import wire
-from common.config import Config
+from common.config import Config, Job, LateReplies
 from common.errors import RunFailed
-from common.messages import (
-    Reason,
-    Recipe,
-    SiteDescription,
-    Status,
-    TrainReply,
-    TrainRequest,
-    Weights,
-)
+from common.messages import Reason, Recipe, SiteDescription, Status, TrainRequest, Weights
+from common.seeds import SeedSource, SystemSeeds
+from server.answer import Expected
+from server.bounds import Bound, Move, bound
 from server.checkpoint import Checkpoint, save_checkpoint
-from server.recipe import plan
+from server.end_state import EndState
+from server.forecast import rounds_left
+from server.inquiry import Asked, Inquiry
+from server.mailbox import Mailbox
+from server.quorum import Quorum
+from server.recipe import Synthetic, plan
+from server.records import left_for_good, site_records
+from server.roster import Roster
+from server.site_dp import SiteNoise
 from server.spend import SpendTracker
-from server.strategy import aggregate, build
-
-_POLL_SECONDS = 0.1
-
-
-class EndState(StrEnum):
-    """How a run ended."""
-
-    completed = "completed"
-    completed_with_missing_sites = "completed-with-missing-sites"
-    stopped_by_budget = "stopped-by-budget"
-    failed = "failed"
+from server.strategy import Aggregator, Contribution
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -48,19 +37,25 @@ class Start:
 
     Attributes:
         config: of the run.
+        sites: names of the approved sites.
         checkpoint: round 0 with the initial weights, or the last finished round.
         frozen_sha256: names the weights that do not travel.
         checkpoints: folder of checkpoints.
-        evaluate: figures of a model on images the server may see, after each round.
+        evaluate: figures of a model on images the server may see.
         observe: told of everything that happens, as plain values.
+        seeds: where the server's own noise comes from.
+        synthetic: images that the run uses beside patients'.
     """
 
     config: Config
+    sites: tuple[str, ...]
     checkpoint: Checkpoint
     frozen_sha256: str
     checkpoints: Path
     evaluate: Callable[[Weights], dict[str, Any]]
     observe: Callable[[dict[str, Any]], None]
+    seeds: SeedSource = field(default_factory=SystemSeeds)
+    synthetic: Synthetic = field(default_factory=Synthetic)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -73,243 +68,260 @@ class Outcome:
     checkpoint: Checkpoint = field(repr=False)
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class _Answer:
-    reply: TrainReply
-    message: Message | None = field(default=None, repr=False)
-    problems: tuple[str, ...] = ()
-
-
 def run(grid: Grid, start: Start) -> Outcome:
     """Train the planned rounds and return the last model.
 
-    A site that refuses for its budget leaves the roster and is asked no more; the others go on.
+    A site that refuses for good (its budget, its rules, another model) leaves and is asked no
+    more; the others go on while they are enough.
 
     Raises:
-        RunFailed: if sites are missing at the start, or a round ends without a trained site
-            that did not refuse.
+        RunFailed: if sites that would be enough are not there, or a round ends without enough
+            sound updates though enough sites still take part. The last checkpoint stays, and a
+            run that goes on from it asks for the same round.
     """
-    roster = _roster(grid, start)
-    sites = {name: description for name, (_, description) in roster.items()}
-    recipe = plan(start.config, num_patients=sum(s.num_patients for s in sites.values()))
-    start.observe(
-        {
-            "event": "planned",
-            "sites": {name: site.num_patients for name, site in sorted(sites.items())},
-            "rounds": start.config.federation.rounds,
-            "first_round": start.checkpoint.round + 1,
-            "recipe": recipe.to_dict(),
-        }
-    )
-    strategy = build(start.config.strategy)
-    checkpoint = start.checkpoint
-    gone = _refused_for_good(checkpoint.history)
-    spend = SpendTracker(checkpoint.history)
-    while checkpoint.round < start.config.federation.rounds:
-        asked = {name: node for name, (node, _) in roster.items() if name not in gone}
-        if not asked:
-            break
+    return _Run(grid, start).to_its_end()
+
+
+class _Run:
+    """A run on its way."""
+
+    def __init__(self, grid: Grid, start: Start) -> None:
+        federation = start.config.federation
+        self._start = start
+        self._federation = federation
+        self._checkpoint = start.checkpoint
+        self._roster = Roster(
+            grid,
+            start.sites,
+            known=start.checkpoint.patients,
+            observe=start.observe,
+            again_seconds=federation.retry_seconds,
+        )
+        self._mailbox: Mailbox[Asked] = Mailbox(grid)
+        self._quorum = Quorum.of(federation)
+        self._spend = SpendTracker(start.checkpoint.history)
+        self._left = left_for_good(start.checkpoint.history)
+        self._before: dict[str, Expected] = {}
+
+    @property
+    def _active(self) -> set[str]:
+        return set(self._roster.approved) - set(self._left)
+
+    def to_its_end(self) -> Outcome:
+        recipe = self._begin()
+        aggregator = self._aggregator(recipe)
+        aggregator.restore(dict(self._checkpoint.strategy))
+        while self._has_work():
+            self._hold_round(recipe, aggregator)
+        state = self._end_state()
+        if state is EndState.failed:
+            raise RunFailed(f"too few sites still take part ({_listed(self._left)})")
+        return Outcome(
+            state=state,
+            recipe=recipe,
+            sites={
+                name: SiteDescription(site=name, num_patients=count)
+                for name, count in sorted(self._roster.patients.items())
+            },
+            checkpoint=self._checkpoint,
+        )
+
+    def _begin(self) -> Recipe:
+        """Wait for all sites, settle for enough; the recipe, the same after every restart."""
+        if self._checkpoint.recipe is None or self._has_work():
+            nodes = self._roster.wait(
+                self._federation.wait_seconds, lambda there: there >= self._active
+            )
+            if not self._quorum.met(set(nodes) & self._active, self._roster.patients):
+                raise RunFailed(
+                    f"{len(nodes)} of {len(self._roster.approved)} sites answered when the run "
+                    f"began (federation.min_sites={self._quorum.min_sites}, "
+                    f"federation.min_patient_share={self._quorum.min_patient_share:g})"
+                )
+        patients = self._roster.patients
+        recipe = self._checkpoint.recipe or plan(
+            self._start.config,
+            num_patients=sum(patients.values()),
+            synthetic=self._start.synthetic,
+        )
+        self._save(replace(self._checkpoint, recipe=recipe, patients=dict(patients)))
+        self._start.observe(
+            {
+                "event": "planned",
+                "sites": {name: patients.get(name) for name in sorted(self._roster.approved)},
+                "rounds": self._federation.rounds,
+                "first_round": self._checkpoint.round + 1,
+                "recipe": recipe.to_dict(),
+            }
+        )
+        return recipe
+
+    def _aggregator(self, recipe: Recipe) -> Aggregator:
+        strategy = self._start.config.strategy
+        noise = None
+        if strategy.site_dp.noise_multiplier is not None:
+            noise = SiteNoise(strategy.site_dp, self._start.seeds)
+        return Aggregator(strategy, recipe, noise)
+
+    def _has_work(self) -> bool:
+        return self._checkpoint.round < self._federation.rounds and self._can_go_on()
+
+    def _can_go_on(self) -> bool:
+        """Whether those who have not left are enough, if all of them train."""
+        return self._quorum.met(self._active, self._roster.patients)
+
+    def _hold_round(self, recipe: Recipe, aggregator: Aggregator) -> None:
         began = time.monotonic()
-        number = checkpoint.round + 1
-        question = _Asked(grid=grid, start=start, sites=sites, nodes=asked, spend=spend)
-        answers = _ask(question, checkpoint, recipe)
-        trained = {n: a.message for n, a in answers.items() if a.message is not None}
-        gone |= {n for n, a in answers.items() if a.reply.reason is Reason.budget_exceeded}
-        if not trained and not gone >= set(asked):
-            raise RunFailed(f"round {number}: no site trained ({_reasons(answers)})")
-        weights = checkpoint.weights
-        if trained:
-            weights = aggregate(strategy, number, trained)
+        number, weights = self._checkpoint.round + 1, self._checkpoint.weights
+        inquiry = self._ask(number, recipe, aggregator.control)
+        answers = inquiry.answers
+        self._left |= {n: str(a.reply.reason) for n, a in answers.items() if a.left}
+        contributions, used = self._contributions(inquiry)
+        enough = self._quorum.met(set(contributions), self._roster.patients)
+        if not enough and self._can_go_on():
+            reasons = {n: str(a.reply.reason or a.reply.status) for n, a in answers.items()}
+            raise RunFailed(
+                f"round {number}: {len(contributions) or 'no'} of {len(reasons)} sites gave a "
+                f"sound update, which is not enough ({_listed(reasons)})"
+            )
+        if enough:
+            weights = aggregator.next_weights(number, weights, contributions, self._roster.patients)
+        looked_at = number % self._federation.evaluate_every == 0
+        looked_at |= number == self._federation.rounds
         record = {
             "round": number,
             "seconds": round(time.monotonic() - began, 3),
-            "evaluation": start.evaluate(weights) if trained else None,
-            "sites": _site_records(answers, checkpoint.history, gone),
+            "aggregated": enough,
+            "evaluation": self._start.evaluate(weights) if enough and looked_at else None,
+            "late": [
+                {"site": late.site, "round": late.round, "used": late.site in used}
+                for late in inquiry.late
+            ],
+            "sites": site_records(inquiry, self._checkpoint.history, set(self._left)),
         }
-        checkpoint = Checkpoint(
-            run_id=checkpoint.run_id,
+        self._forecast(number, record["sites"], recipe)
+        self._before = dict(inquiry.expected)
+        self._save(
+            replace(
+                self._checkpoint,
+                round=number,
+                weights=weights,
+                history=(*self._checkpoint.history, record),
+                patients=dict(self._roster.patients),
+                strategy=aggregator.state(),
+            )
+        )
+        self._start.observe({"event": "round", **record})
+
+    def _ask(self, number: int, recipe: Recipe, control: Weights) -> Inquiry:
+        active = self._active
+        nodes = self._roster.wait(
+            self._federation.wait_seconds,
+            lambda there: self._quorum.met(there & active, self._roster.patients),
+        )
+        request = TrainRequest(
+            run_id=self._checkpoint.run_id,
             round=number,
-            weights=weights,
-            history=(*checkpoint.history, record),
+            recipe=recipe,
+            frozen_sha256=self._start.frozen_sha256,
+            weights=self._checkpoint.weights,
+            control=control,
         )
-        save_checkpoint(checkpoint, start.checkpoints)
-        start.observe({"event": "round", **record})
-    return Outcome(
-        state=_end_state(checkpoint, start.config.federation.rounds),
-        recipe=recipe,
-        sites=sites,
-        checkpoint=checkpoint,
-    )
-
-
-def _roster(grid: Grid, start: Start) -> dict[str, tuple[int, SiteDescription]]:
-    """Ask every node who it is."""
-    expected = start.config.federation.num_sites
-    nodes = _wait_for_nodes(grid, expected, start.config.federation.timeout_seconds)
-    content = wire.describe_content()
-    messages = [wire.message(content, node=node, kind=wire.DESCRIBE) for node in nodes]
-    roster: dict[str, tuple[int, SiteDescription]] = {}
-    for node, reply in _collect(grid, messages, start.config.federation.timeout_seconds):
-        try:
-            description = wire.read_description(reply.content)
-        except ValueError:  # an error instead of content, or content of another schema
-            continue
-        roster[description.site] = (node, description)
-    if len(roster) < expected:
-        raise RunFailed(f"{len(roster)} of {expected} sites answered when the run began")
-    return roster
-
-
-def _wait_for_nodes(grid: Grid, expected: int, timeout: float) -> list[int]:
-    deadline = time.monotonic() + timeout
-    nodes = sorted(grid.get_node_ids())
-    while len(nodes) < expected and time.monotonic() < deadline:
-        time.sleep(_POLL_SECONDS)
-        nodes = sorted(grid.get_node_ids())
-    return nodes
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class _Asked:
-    grid: Grid
-    start: Start
-    sites: Mapping[str, SiteDescription]
-    nodes: Mapping[str, int]
-    spend: SpendTracker
-
-
-def _ask(asked: _Asked, checkpoint: Checkpoint, recipe: Recipe) -> dict[str, _Answer]:
-    start, nodes = asked.start, asked.nodes
-    request = TrainRequest(
-        run_id=checkpoint.run_id,
-        round=checkpoint.round + 1,
-        recipe=recipe,
-        frozen_sha256=start.frozen_sha256,
-        weights=checkpoint.weights,
-    )
-    content = wire.request_content(request)
-    names = {node: name for name, node in nodes.items()}
-    messages = [
-        wire.message(content, node=nodes[name], kind=MessageType.TRAIN) for name in sorted(nodes)
-    ]
-    answers: dict[str, _Answer] = {}
-    for node, message in _collect(asked.grid, messages, start.config.federation.timeout_seconds):
-        name = names[node]
-        if message.has_error():
-            # Flower itself answers for a node that is gone.
-            from_site = message.metadata.src_node_id == node
-            answer = _failed(name, Reason.internal_error if from_site else Reason.no_reply)
-        else:
-            answer = _read_answer(asked, name, request, message)
-        answers[name] = answer
-        start.observe(
-            {"event": "site", "round": request.round, "site": name, **_record(answer.reply)}
+        inquiry = Inquiry(
+            request=request,
+            sites=active,
+            expected={
+                name: self._expected(name, request)
+                for name in sorted(active & set(self._roster.patients))
+            },
+            before=self._before,
+            mailbox=self._mailbox,
+            roster=self._roster,
+            spend=self._spend,
+            federation=self._federation,
+            observe=self._start.observe,
         )
-    for name in nodes:
-        answers.setdefault(name, _failed(name, Reason.no_reply))
-    return answers
+        inquiry.hold({name: node for name, node in nodes.items() if name in active})
+        return inquiry
+
+    def _expected(self, name: str, request: TrainRequest) -> Expected:
+        num_patients = self._roster.patients[name]
+        farthest = Bound()
+        if self._start.config.job is Job.classify:  # generators have optimisers of their own
+            farthest = bound(
+                request.recipe,
+                num_patients=num_patients,
+                num_weights=sum(value.size for value in request.weights.values()),
+                control=Move.from_zero(request.control).norm,
+            )
+        return Expected(
+            site=name,
+            num_patients=num_patients,
+            recipe=request.recipe,
+            weights=request.weights,
+            bound=farthest,
+        )
+
+    def _contributions(self, inquiry: Inquiry) -> tuple[dict[str, Contribution], set[str]]:
+        """Sound updates by site, one each, and the sites whose late one is among them.
+
+        A late update of the round before stands in for a site that gave none in this one: it is
+        the way from the model of then, added to the model of now.
+        """
+        found = {n: a.weights for n, a in inquiry.answers.items() if a.weights is not None}
+        used: set[str] = set()
+        if self._federation.late_replies is LateReplies.use:
+            now = inquiry.request.weights
+            for late in inquiry.late:
+                moved = None if late.answer is None else late.answer.weights
+                if moved is not None and late.site not in found and late.site not in self._left:
+                    then = inquiry.before[late.site].weights
+                    found[late.site] = {
+                        n: (now[n] + (v - then[n])).astype(np.float32) for n, v in moved.items()
+                    }
+                    used.add(late.site)
+        patients = self._roster.patients
+        return {
+            n: Contribution(weights=w, num_patients=patients[n]) for n, w in found.items()
+        }, used
+
+    def _forecast(self, number: int, sites: dict[str, dict[str, Any]], recipe: Recipe) -> None:
+        """Note by site the last round that its budget will do for, if it is before the last."""
+        ahead = self._federation.rounds - number
+        for name, site in sites.items():
+            left = ahead
+            if name in self._left:
+                left = 0
+            elif site["epsilon"] is not None:
+                left = rounds_left(
+                    recipe,
+                    epsilon=site["epsilon"],
+                    budget=self._start.config.privacy.budget_of(name),
+                    at_most=ahead,
+                    before=self._start.synthetic.paid,
+                )
+            site["stops_after"] = number + left if left < ahead else None
+
+    def _end_state(self) -> EndState:
+        history = self._checkpoint.history
+        if self._checkpoint.round == self._federation.rounds and (
+            not history or history[-1]["aggregated"]
+        ):
+            everyone = all(
+                site["status"] == Status.trained
+                for record in history
+                for site in record["sites"].values()
+            )
+            return EndState.completed if everyone else EndState.completed_with_missing_sites
+        spent = {n for n, reason in self._left.items() if reason == Reason.budget_exceeded}
+        if self._quorum.met(self._active | spent, self._roster.patients):
+            return EndState.stopped_by_budget
+        return EndState.failed
+
+    def _save(self, checkpoint: Checkpoint) -> None:
+        save_checkpoint(checkpoint, self._start.checkpoints)
+        self._checkpoint = checkpoint
 
 
-def _read_answer(asked: _Asked, name: str, request: TrainRequest, message: Message) -> _Answer:
-    try:
-        reply = wire.read_reply(message.content)
-        _check_reply(reply, asked.sites[name], request)
-    except ValueError:
-        return _failed(name, Reason.bad_request)
-    problems = asked.spend.take(reply, request.recipe)
-    if problems:
-        return replace(_failed(name, Reason.bad_statement), problems=problems)
-    if reply.status is not Status.trained:
-        return _Answer(reply=reply)
-    # Only what was checked reaches the strategy, not what else the message carried.
-    message.content = wire.reply_content(reply)
-    return _Answer(reply=reply, message=message)
-
-
-def _check_reply(reply: TrainReply, site: SiteDescription, request: TrainRequest) -> None:
-    """Refuse a reply that would poison the average.
-
-    Raises:
-        ValueError: if it is another site's, if the site's weight in the average is not its number
-            of patients, or if its weights are not finite values for the model that was sent.
-    """
-    if reply.site != site.site:
-        raise ValueError("the reply names another site")
-    if reply.weights is None:
-        return
-    if reply.num_patients != site.num_patients:
-        raise ValueError("the number of patients changed during the run")
-    shapes = {name: value.shape for name, value in request.weights.items()}
-    if {name: value.shape for name, value in reply.weights.items()} != shapes:
-        raise ValueError("weights of other names or shapes than the model's")
-    if not all(np.isfinite(value).all() for value in reply.weights.values()):
-        raise ValueError("weights are not finite")
-
-
-def _failed(name: str, reason: Reason) -> _Answer:
-    return _Answer(reply=TrainReply(site=name, status=Status.failed, num_patients=0, reason=reason))
-
-
-def _collect(grid: Grid, messages: list[Message], timeout: float) -> Iterable[tuple[int, Message]]:
-    """Replies as they arrive with the node that was asked, until all are there or time is over."""
-    waiting = {number for number in grid.push_messages(messages) if number}
-    nodes = {message.metadata.message_id: message.metadata.dst_node_id for message in messages}
-    deadline = time.monotonic() + timeout
-    while waiting and time.monotonic() < deadline:
-        for reply in grid.pull_messages(waiting):
-            number = reply.metadata.reply_to_message_id
-            waiting.discard(number)
-            yield nodes[number], reply
-        if waiting:
-            time.sleep(_POLL_SECONDS)
-
-
-def _record(reply: TrainReply) -> dict[str, Any]:
-    return {
-        "status": reply.status.value,
-        "epsilon": None if reply.spend is None else reply.spend["epsilon"],
-        "reason": None if reply.reason is None else reply.reason.value,
-    }
-
-
-def _site_records(
-    answers: Mapping[str, _Answer], history: tuple[dict[str, Any], ...], gone: set[str]
-) -> dict[str, dict[str, Any]]:
-    """This round's answers, and the last answer of sites that left before."""
-    records = {
-        name: {
-            **_record(answer.reply),
-            "statement": answer.reply.spend,
-            "problems": list(answer.problems),
-        }
-        for name, answer in answers.items()
-    }
-    last = history[-1]["sites"] if history else {}
-    for name in gone - set(records):
-        records[name] = last[name]
-    for name, record in records.items():
-        if name in answers and answers[name].reply.spend is None and name in last:
-            record["epsilon"] = last[name]["epsilon"]
-    return dict(sorted(records.items()))
-
-
-def _refused_for_good(history: tuple[dict[str, Any], ...]) -> set[str]:
-    last = history[-1]["sites"] if history else {}
-    return {n for n, site in last.items() if site["reason"] == Reason.budget_exceeded.value}
-
-
-def _reasons(answers: Mapping[str, _Answer]) -> str:
-    return ", ".join(f"{name}: {answers[name].reply.reason}" for name in sorted(answers))
-
-
-def _end_state(checkpoint: Checkpoint, rounds: int) -> EndState:
-    sites = checkpoint.history[-1]["sites"].values() if checkpoint.history else ()
-    statuses = {site["status"] for site in sites}
-    if Status.trained not in statuses or checkpoint.round < rounds:
-        return EndState.stopped_by_budget
-    everyone = all(
-        site["status"] == Status.trained
-        for record in checkpoint.history
-        for site in record["sites"].values()
-    )
-    return EndState.completed if everyone else EndState.completed_with_missing_sites
+def _listed(reasons: Mapping[str, str]) -> str:
+    return ", ".join(f"{name}: {reasons[name]}" for name in sorted(reasons))

@@ -4,18 +4,14 @@ from __future__ import annotations
 
 import json
 import secrets
-import sys
 import tempfile
-import time
 from pathlib import Path
-from types import TracebackType
-from typing import TYPE_CHECKING, Annotated, Self
+from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from common.errors import UsageError
+from simulations.progress_bar import ProgressBar
 
 if TYPE_CHECKING:
     from client.data.check.finding import Finding
@@ -25,7 +21,6 @@ if TYPE_CHECKING:
     from simulations.check_page import CheckPage
 
 EXIT_USAGE = 2
-_SECONDS_BETWEEN_LINES = 10.0
 
 
 def check_data(
@@ -83,7 +78,7 @@ def check(config: Config) -> CheckPage:
             phantom_dir=Path(folder),
             secret=secrets.token_bytes(32),  # hashes of patients are compared here, never kept
         )
-        with _Progress() as progress:
+        with ProgressBar() as progress:
             found = check_study(study, config.data, progress)
         shares, more = _dealt(study, config, blocked=found.blocked)
         cohorts, recipe = _noise(shares, study, config)
@@ -196,50 +191,3 @@ def _lines(page: CheckPage) -> list[str]:
         else f"Nothing blocks training ({page.tally})."
     )
     return lines
-
-
-class _Progress:
-    """A bar with the time left on a terminal, else a line every ten seconds; on stderr."""
-
-    def __init__(
-        self,
-        console: Console | None = None,
-        seconds_between_lines: float = _SECONDS_BETWEEN_LINES,
-    ) -> None:
-        self._console = console or Console(stderr=True)
-        self._between = seconds_between_lines
-        self._stage = ""
-        self._began = self._last = time.monotonic()
-        self._bar: Progress | None = None
-
-    def __enter__(self) -> Self:
-        if self._console.is_terminal:
-            columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
-            self._bar = Progress(
-                *columns, TimeRemainingColumn(), console=self._console, transient=True
-            )
-            self._bar.start()
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        if self._bar is not None:
-            self._bar.stop()
-
-    def __call__(self, stage: str, done: int, total: int) -> None:
-        """Takes in that ``done`` of ``total`` are done."""
-        now = time.monotonic()
-        if stage != self._stage:
-            self._stage, self._began, self._last = stage, now, now
-            if self._bar is not None:
-                self._bar.add_task(stage, total=total)
-        if self._bar is not None:
-            self._bar.update(self._bar.task_ids[-1], completed=done)
-        elif now - self._last >= self._between:
-            self._last = now
-            left = (now - self._began) * (total - done) / done
-            print(f"{stage}: {done} of {total}, about {left:.0f} s left", file=sys.stderr)

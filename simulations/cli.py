@@ -17,6 +17,7 @@ from simulations import (
     calibrate_command,
     check_data_command,
     ledger_command,
+    sample_command,
 )
 from simulations.progress import complain
 
@@ -38,6 +39,7 @@ bench_ledger.app.command()(bench_dp.dp)
 app.add_typer(bench_ledger.app, name="bench")
 app.command()(calibrate_command.calibrate)
 app.command("check-data")(check_data_command.check_data)
+app.command()(sample_command.sample)
 
 
 @app.callback()
@@ -56,6 +58,20 @@ def simulate(context: typer.Context) -> None:
     from simulations.simulate import simulate as run
 
     raise typer.Exit(configs.run(run, context.args, program="fedward simulate"))
+
+
+@app.command(
+    add_help_option=False,
+    context_settings={"ignore_unknown_options": True, "allow_extra_args": True},
+    short_help="Train a generator of synthetic images across hospitals, and draw from it.",
+)
+def synthesize(context: typer.Context) -> None:
+    """Hand the rest of the command line to Hydra, help included."""
+    import configs
+    from simulations.simulate import synthesize as run
+
+    code = configs.run(run, context.args, program="fedward synthesize", primary="synthesize")
+    raise typer.Exit(code)
 
 
 @app.command()

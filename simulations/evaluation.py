@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from client.data.cohort import Cohort
 from common import models
-from common.config import TaskKind
+from common.config import Personal, TaskKind
 from common.errors import UsageError
 from common.evaluation import Evaluation, Scored, evaluate, macro_auroc, usable
 from common.messages import Weights
@@ -27,11 +27,17 @@ class HeldOut:
     Its patients were never trained on; their figures are released as they are, without noise,
     and no epsilon covers them.
 
+    Layers of the sites' own that a model comes without are as they were when ``model`` was given.
+
     Images are read a batch at a time, so a cohort that is a memory map stays on disk.
     """
 
-    def __init__(self, model: nn.Module, task: Task, cohort: Cohort) -> None:
+    def __init__(
+        self, model: nn.Module, task: Task, cohort: Cohort, personal: Personal = Personal.none
+    ) -> None:
         self._model = model
+        self._begun = models.trainable_weights(model)
+        self._own = models.local_names(model, personal)
         self._task = task
         self._cohort = cohort
 
@@ -72,7 +78,8 @@ class HeldOut:
 
     def scores(self, weights: Weights) -> NDArray[np.float64]:
         """(N, L) probability of each name of the task; of the one finding of a binary task."""
-        models.load_trainable_weights(self._model, weights)
+        begun = {name: self._begun[name] for name in self._own}
+        models.load_trainable_weights(self._model, {**begun, **weights})
         self._model.eval()
         with torch.inference_mode():
             logits = torch.cat([self._model(batch) for batch in self._batches()]).double()

@@ -14,7 +14,8 @@ from typing import Any
 from safetensors.numpy import save
 
 import configs
-from common.config import Config, Unit
+from client.kept import Kept
+from common.config import Config, Personal, Unit
 from common.files import write_atomically
 from common.messages import Recipe
 from common.models import weights_sha256
@@ -22,9 +23,11 @@ from common.privacy import accountants
 from common.privacy.chain import Entry
 from common.privacy.events import Event
 from common.seeds import derive_seed
+from server import site_dp
 from server.checkpoint import Checkpoint, latest_checkpoint
+from server.end_state import EndState
 from server.recipe import plan
-from server.rounds import EndState, Outcome
+from server.rounds import Outcome
 from simulations import report
 from simulations.evaluation import HeldOut
 from simulations.run_dir import RunDir
@@ -43,28 +46,34 @@ def conclude(
     weights = outcome.checkpoint.weights
     digest = weights_sha256(weights)
     figures = test.evaluate(weights, seed=derive_seed(config.seed, "bootstrap"))
-    result = _result(config, hospitals, outcome.state, outcome.checkpoint)
+    result = run_facts(config, hospitals, outcome.state, outcome.checkpoint)
     result["final"] = {
         "round": outcome.checkpoint.round,
         "weights_sha256": digest,
         "test": figures.to_dict(),
     }
-    result["privacy"] = _privacy(hospitals, sites, outcome.recipe)
+    if config.strategy.personal is not Personal.none:
+        result["final"]["personal"] = _personal(sites, outcome, test)
+    result["privacy"] = privacy_facts(hospitals, sites, outcome.recipe)
+    result["privacy"]["site_level"] = _site_level(config, outcome.checkpoint)
+    result["synthetic"] = _synthetic(hospitals, config, result["privacy"])
     provenance = {key: result[key] for key in ("schema", "created", "title", "study", "privacy")}
     write_atomically(run_dir.weights, save(weights, metadata={"fedward": json.dumps(provenance)}))
     _write(result, run_dir)
     return result
 
 
-def fail(hospitals: Hospitals, sites: SimulatedSites) -> None:
-    """Write what is known of a run that failed: rounds and spend, no final figures."""
+def fail(hospitals: Hospitals, sites: SimulatedSites, why: str) -> None:
+    """Write what is known of a run that failed: rounds, spend and why, no final figures."""
     config, run_dir = sites.config, sites.run_dir
     checkpoint = latest_checkpoint(run_dir.checkpoints) or Checkpoint(
         run_id=run_dir.run_id.read_text().strip(), round=0, weights={}
     )
-    result = _result(config, hospitals, EndState.failed, checkpoint)
-    recipe = plan(config, num_patients=sum(hospitals.sites.values()))
-    result["privacy"] = _privacy(hospitals, sites, recipe)
+    result = run_facts(config, hospitals, EndState.failed, checkpoint)
+    result["ended"] = why
+    recipe = checkpoint.recipe or plan(config, num_patients=sum(hospitals.sites.values()))
+    result["privacy"] = privacy_facts(hospitals, sites, recipe)
+    result["privacy"]["site_level"] = _site_level(config, checkpoint)
     _write(result, run_dir)
 
 
@@ -73,9 +82,10 @@ def _write(result: dict[str, Any], run_dir: RunDir) -> None:
     write_atomically(run_dir.result, json.dumps(result, indent=2, allow_nan=False) + "\n")
 
 
-def _result(
+def run_facts(
     config: Config, hospitals: Hospitals, state: EndState, checkpoint: Checkpoint
 ) -> dict[str, Any]:
+    """What ``result.json`` says of any run."""
     return {
         "schema": SCHEMA,
         "created": datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z"),
@@ -98,7 +108,7 @@ def _result(
     }
 
 
-def _privacy(hospitals: Hospitals, sites: SimulatedSites, recipe: Recipe) -> dict[str, Any]:
+def privacy_facts(hospitals: Hospitals, sites: SimulatedSites, recipe: Recipe) -> dict[str, Any]:
     """Spend of every site over all rounds, read back from its ledger."""
     config = sites.config
     spends = {
@@ -124,6 +134,61 @@ def _privacy(hospitals: Hospitals, sites: SimulatedSites, recipe: Recipe) -> dic
         "rounds_planned": config.federation.rounds,
         "sites": spends,
         "epsilon_federation": max(spent) if private else None,
+    }
+
+
+def _site_level(config: Config, checkpoint: Checkpoint) -> dict[str, Any] | None:
+    """What protects a whole hospital, as whoever gets the models sees it; the server sees more."""
+    settings = config.strategy.site_dp
+    rounds = sum(record["aggregated"] for record in checkpoint.history)
+    cost = site_dp.event(settings, rounds)
+    if settings.noise_multiplier is None:
+        return None
+    accountant = accountants.build(config.privacy.accountant.value)
+    epsilon = 0.0 if cost is None else accountant.epsilon([cost], settings.delta)
+    return {
+        "epsilon": _finite(epsilon),
+        "delta": settings.delta,
+        "accountant": config.privacy.accountant.value,
+        "unit": "site",
+        "adjacency": "zero-out",
+        "noise_multiplier": settings.noise_multiplier,
+        "clip_norm": settings.clip_norm,
+        "rounds": rounds,
+    }
+
+
+def _personal(sites: SimulatedSites, outcome: Outcome, test: HeldOut) -> dict[str, Any]:
+    """Figures of each hospital's model: the shared one with the hospital's own layers.
+
+    These never leave a hospital; a simulation looks at them where they lie.
+    """
+    found: dict[str, Any] = {}
+    for name in outcome.sites:
+        kept = Kept.last_in(sites.setup(name).replies, outcome.checkpoint.run_id)
+        if kept is not None:
+            weights = {**outcome.checkpoint.weights, **kept.local}
+            seed = derive_seed(sites.config.seed, "bootstrap")
+            found[name] = test.evaluate(weights, seed=seed).to_dict()
+    return found
+
+
+def _synthetic(
+    hospitals: Hospitals, config: Config, privacy: Mapping[str, Any]
+) -> dict[str, Any] | None:
+    """Which synthetic images were used, what they cost, and what training alone would claim."""
+    pool = hospitals.pool
+    if pool is None:
+        return None
+    made = pool.provenance
+    claims = [spend["epsilon_this_run"] for spend in privacy["sites"].values()]
+    return {
+        "use": config.augment.mode.value,
+        "num_images": pool.cohort.num_patients,
+        "counted_as_patients": config.augment.counted_as_patients,
+        "concerns_these_patients": made.concerns(config.data.name),
+        "epsilon_claimed_without_them": None if None in claims else max(claims, default=None),
+        "provenance": made.to_dict(),
     }
 
 

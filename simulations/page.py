@@ -16,6 +16,19 @@ _MECHANISMS = {"dp_sgd": "DP-SGD"}
 _REASONS = {
     "budget_exceeded": "one more round would have passed its privacy budget",
     "refused": "the hospital declined",
+    "bad_request": "it could not make sense of the request",
+    "unknown_pool": "it does not know the synthetic images that were asked for",
+    "policy": "its own rules do not allow what was asked",
+    "model_mismatch": "its model is another, or private training does not cover it",
+    "ledger_unavailable": "its ledger could not be written or trusted",
+    "internal_error": "its work broke off",
+    "no_reply": "it did not answer in time",
+    "not_connected": "it was not connected",
+    "unreadable": "its reply could not be read, and was put into quarantine",
+    "another_site": "its reply named another hospital, and was put into quarantine",
+    "wrong_shape": "its update did not fit the model, and was put into quarantine",
+    "not_finite": "its update was not finite, and was put into quarantine",
+    "too_large": "its update was larger than its recipe allows, and was put into quarantine",
     "bad_statement": "its statement of what it had spent did not hold",
 }
 
@@ -54,6 +67,7 @@ class SiteRow:
     epsilon_budget: float | None
     tpr_bounds: Mapping[str, float]
     reason: str | None
+    stops_after: int | None = None
 
 
 class Page:
@@ -70,6 +84,7 @@ class Page:
         self.final: Result = result.get("final") or {}
         self.test: Result | None = self.final.get("test")
         self.privacy: Result = dict.fromkeys(_PRIVACY) | dict(result.get("privacy") or {})
+        self.synthetic: Result | None = result.get("synthetic")
         study: Result = result.get("study") or {}
         self.study: str = study.get("name") or "(unnamed)"
         self.public: str | None = study.get("public")
@@ -87,6 +102,11 @@ class Page:
             ("phantom", "phantoms") if self.phantom else ("patient", "patients")
         )
         self.sites = _sites(self.rounds, self.privacy["sites"] or {})
+
+    @property
+    def site_level(self) -> Result | None:
+        """What protects a whole hospital, if anything does."""
+        return (self.result.get("privacy") or {}).get("site_level")
 
     @property
     def several(self) -> str | None:
@@ -237,6 +257,7 @@ def _sites(rounds: Sequence[Result], spending: Result) -> tuple[SiteRow, ...]:
             epsilon_budget=spent.get("epsilon_budget"),
             tpr_bounds=spent.get("tpr_bound_at_fpr") or {},
             reason=_REASONS.get(reasons[-1], reasons[-1]) if reasons else None,
+            stops_after=history[-1].get("stops_after") if history else None,
         )
 
     return tuple(row(name) for name in sorted(names, key=_natural))

@@ -16,6 +16,8 @@ from common.config import Config
 from common.messages import Reason
 from simulations.run_dir import RunDir
 
+_SECONDS_BETWEEN_LINES = 10.0
+
 
 class Progress:
     """Shows events of a run as they come, on ``console`` (by default standard output)."""
@@ -32,6 +34,8 @@ class Progress:
         self._auroc: float | None = None
         self._seconds: list[float] = []
         self._began = time.monotonic()
+        self._part_text = ""
+        self._part_began = self._last_line = self._began
 
     def __enter__(self) -> Self:
         if self._console.is_terminal:
@@ -59,8 +63,16 @@ class Progress:
                 self._plan(event)
             case "site":
                 self._site(event)
+            case "stranger":
+                self._say(f"{event['site']} is never asked to train: {event['problem']}")
+            case "late":
+                self._say(f"{event['site']} answered round {event['round']} too late")
             case "round":
                 self._finish_round(event)
+            case "pretraining":
+                self._pretraining(event)
+            case "part":
+                self._part(event)
             case "done":
                 self._done(event["result"])
             case _:
@@ -87,6 +99,23 @@ class Progress:
             )
         self._line(f"{len(self._sites)} sites, {event['rounds']} rounds, {self._meaning}")
 
+    def _part(self, event: dict[str, Any]) -> None:
+        text, done, total = event["text"], event["done"], event["total"]
+        now = time.monotonic()
+        if text != self._part_text:
+            self._part_text, self._part_began, self._last_line = text, now, now
+        left = (now - self._part_began) / max(done, 1) * (total - done)
+        self._stage = f"{text}: {done} of {total}, about {left:.0f} s left"
+        if now - self._last_line > _SECONDS_BETWEEN_LINES:
+            self._last_line = now
+            self._line(self._stage)
+
+    def _pretraining(self, event: dict[str, Any]) -> None:
+        done, epochs = event["epoch"], event["epochs"]
+        seconds = (time.monotonic() - self._began) / done * (epochs - done)
+        self._stage = f"synthetic images, epoch {done}/{epochs}, about {seconds:.0f} s left"
+        self._line(self._stage)
+
     def _site(self, event: dict[str, Any]) -> None:
         self._sites[event["site"]] |= {k: event[k] for k in ("epsilon", "status", "reason")}
 
@@ -98,16 +127,16 @@ class Progress:
         self._auroc = evaluation["auroc"] if evaluation else self._auroc
         self._round = event["round"] + 1
         self._began = time.monotonic()
-        auroc = "-" if self._auroc is None else f"{self._auroc:.3f}"
+        auroc = "" if self._auroc is None else f"validation AUROC {self._auroc:.3f}  "
         sites = ", ".join(
             f"{name} {self._epsilon(name)}{self._remark(name)}" for name in sorted(self._sites)
         )
         self._line(
-            f"round {event['round']}/{self._config.federation.rounds}  validation AUROC {auroc}  "
+            f"round {event['round']}/{self._config.federation.rounds}  {auroc}"
             f"{sites}  {self._time_left()}"
         )
         for site in self._sites.values():
-            if site["reason"] != Reason.budget_exceeded:  # all others are asked again
+            if not (site["reason"] and Reason(site["reason"]).for_good):  # asked again
                 site |= {"status": "waiting", "reason": None}
 
     def _done(self, result: dict[str, Any]) -> None:
@@ -121,8 +150,18 @@ class Progress:
                 f"{test['num_patients']} held-out patients); {self._privacy(result)}"
             )
         self._say(f"State: {result['state']}")
-        self._say(f"Report: {self._run_dir.report}")
+        if "made" in result:
+            self._made(result)
+        else:
+            self._say(f"Report: {self._run_dir.report}")
         self._say(f"Result: {self._run_dir.result}")
+
+    def _made(self, result: dict[str, Any]) -> None:
+        made, folder = result["made"], self._run_dir
+        self._say(f"{made['num_images']} images: {folder.images}; {self._privacy(result)}")
+        self._say(f"Picture: {folder.grid}")
+        if made["quality"] is not None:
+            self._say(f"Quality, computed from patients without noise: {folder.quality}")
 
     def _privacy(self, result: dict[str, Any]) -> str:
         privacy = result["privacy"]
@@ -143,7 +182,16 @@ class Progress:
 
     def _remark(self, name: str) -> str:
         site = self._sites[name]
+        if site["status"] == "trained" and site.get("stops_after"):
+            return f" (budget ends after round {site['stops_after']})"
         return "" if site["status"] == "trained" else f" ({site['status']}: {site.get('reason')})"
+
+    def _ending(self, name: str) -> str:
+        """When the site's budget will be spent, as far as the server can tell."""
+        last = self._sites[name].get("stops_after")
+        if last is None:
+            return "-"
+        return "spent" if last < self._round else f"after round {last}"
 
     def _time_left(self) -> str:
         left = self._config.federation.rounds - self._round + 1
@@ -171,15 +219,16 @@ class Progress:
             return Group()
         if not self._sites:
             return Group(Text(f"{self._stage} ... {elapsed:.0f} s"))
-        table = Table("site", "patients", "epsilon", "state", caption=self._meaning)
+        table = Table("site", "patients", "epsilon", "budget ends", "state", caption=self._meaning)
         for name in sorted(self._sites):
             site = self._sites[name]
             state = site["status"] if site["status"] != "waiting" else "in training"
             reason = site.get("reason")
             table.add_row(
                 name,
-                str(site["num_patients"]),
+                str(site["num_patients"] or "?"),
                 self._epsilon(name).removeprefix("epsilon "),
+                self._ending(name),
                 f"{state} ({reason})" if reason else state,
             )
         auroc = "" if self._auroc is None else f"  validation AUROC {self._auroc:.3f}"

@@ -57,6 +57,40 @@ class RunDir:
         """The empty folder that the run works in, and decoded images."""
         return self.path / "work"
 
+    @property
+    def pool(self) -> Path:
+        """Decoded synthetic images that the run uses."""
+        return self.work / "pool"
+
+    @property
+    def pretrained(self) -> Path:
+        """The model after training on synthetic images."""
+        return self.path / "pretrained.safetensors"
+
+    @property
+    def pretraining(self) -> Path:
+        """Where training on synthetic images has come to, while it lasts."""
+        return self.path / "pretraining.safetensors"
+
+    @property
+    def images(self) -> Path:
+        """Synthetic images that the run made."""
+        return self.path / "images"
+
+    @property
+    def grid(self) -> Path:
+        """A picture of some of them."""
+        return self.path / "grid.png"
+
+    @property
+    def quality(self) -> Path:
+        """What they are worth; derived from patients."""
+        return self.path / "quality.json"
+
+    def generator(self, site: str) -> Path:
+        """The generator that made them, or that of one hospital."""
+        return self.path / (f"generator-{site}.safetensors" if site else "generator.safetensors")
+
     def cohort(self, site: str) -> Path:
         """Decoded images of a simulated hospital."""
         return self.work / "cohorts" / site

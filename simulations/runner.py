@@ -13,22 +13,27 @@ import os
 import sys
 import threading
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import configs
-from common.config import Config, EngineName
+from common.config import Config, Job
 from common.errors import RunFailed, UsageError
+from server.end_state import EndState
 from simulations.run_dir import RunDir
 
 if TYPE_CHECKING:
     from server.rounds import Outcome, Start
-    from simulations.sites import Hospitals, SimulatedSites
+    from simulations.sites import SimulatedSites
 
 Observe = Callable[[dict[str, Any]], None]
 
 EXIT_FAILED, EXIT_USAGE = 1, 2
+
+# Ray gives its processes 30 seconds to come up, which a busy machine may not manage.
+_RAY_ATTEMPTS = 5
+_LINGER_SECONDS = 10.0
 
 
 def main(arguments: list[str]) -> int:
@@ -41,7 +46,12 @@ def main(arguments: list[str]) -> int:
     events = os.fdopen(int(arguments[1]), "w", buffering=1)
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
+    code = EXIT_FAILED
+
     def observe(event: dict[str, Any]) -> None:
+        nonlocal code
+        if event["event"] == "done":
+            code = EndState(event["result"]["state"]).exit_code
         events.write(json.dumps(event) + "\n")
 
     try:
@@ -56,7 +66,7 @@ def main(arguments: list[str]) -> int:
         traceback.print_exc()
         observe({"event": "failed", "message": f"{type(error).__name__}: {error}"})
         return EXIT_FAILED
-    return 0
+    return code
 
 
 def _end_with_parent() -> None:
@@ -69,75 +79,30 @@ def _end_with_parent() -> None:
 def _simulate(config: Config, run_dir: RunDir, ray_dir: Path, observe: Observe) -> None:
     ray = _RayStart(config, ray_dir)
     observe({"event": "stage", "text": f"reading the study {config.data.name}"})
-    from simulations.sites import SimulatedSites, prepare, shared_model
+    from simulations.scene import Scene
+    from simulations.sites import prepare
 
-    hospitals = prepare(config, run_dir)
-    observe({"event": "stage", "text": "building the model"})
-    from common import models
-    from server.checkpoint import Checkpoint, latest_checkpoint
-    from server.rounds import Start
-    from simulations.evaluation import HeldOut
-    from simulations.outcome import conclude, fail
+    def federate(starts: Sequence[Start], sites: SimulatedSites) -> list[Outcome]:
+        observe({"event": "stage", "text": "starting Ray"})
+        ray.wait()
+        observe({"event": "stage", "text": "opening the sites"})
+        return _run_flower(config, starts, sites)
 
-    spec = shared_model(config, hospitals.num_classes, hospitals.depth)
-    if config.privacy.private:
-        _check_engine(config, hospitals)
-    model = spec.build()
-    validation = HeldOut(model, hospitals.task, hospitals.val)
-    test = HeldOut(model, hospitals.task, hospitals.test)
-    test.check("test")
-    checkpoint = latest_checkpoint(run_dir.checkpoints) or Checkpoint(
-        run_id=run_dir.run_id.read_text().strip(),
-        round=0,
-        weights=models.trainable_weights(model),
-    )
-    start = Start(
-        config=config,
-        checkpoint=checkpoint,
-        frozen_sha256=models.frozen_sha256(model),
-        checkpoints=run_dir.checkpoints,
-        evaluate=lambda weights: {"split": "val", "auroc": validation.auroc(weights)},
-        observe=observe,
-    )
-    sites = SimulatedSites(
+    scene = Scene(
         config=config,
         run_dir=run_dir,
-        names=tuple(hospitals.sites),
-        num_classes=hospitals.num_classes,
+        hospitals=prepare(config, run_dir),
+        observe=observe,
+        federate=federate,
     )
-    observe({"event": "stage", "text": "starting Ray"})
-    ray.wait()
-    observe({"event": "stage", "text": "opening the sites"})
-    try:
-        outcome = _run_flower(config, start, sites)
-    except RunFailed:
-        fail(hospitals, sites)
-        raise
-    observe({"event": "stage", "text": "testing the final model"})
-    result = conclude(hospitals, sites, outcome, test)
-    observe({"event": "done", "result": result})
+    if config.job is Job.synthesize:
+        from simulations.synthesis import synthesize
 
+        synthesize(scene)
+    else:
+        from simulations.classification import classify
 
-def _check_engine(config: Config, hospitals: Hospitals) -> None:
-    """Refuse a model that private training does not cover before any site is asked."""
-    from client.dp import engines
-    from client.dp.check import check_engine, made_up_batch
-    from simulations.sites import shared_model
-
-    name = config.privacy.engine
-    model = shared_model(config, hospitals.num_classes, hospitals.depth).build()
-    batch = made_up_batch(
-        hospitals.val.images.shape[1:],
-        num_outputs=hospitals.num_classes,
-        multilabel=hospitals.val.labels.ndim > 1,
-        one_image_each=name is EngineName.opacus_ghost,
-    )
-    try:
-        check_engine(model, engines.build(name, model), batch)
-    except UsageError as error:
-        raise UsageError(
-            f"model={config.model.name} finetune={config.finetune.mode.value}: {error}"
-        ) from error
+        classify(scene)
 
 
 class _RayStart:
@@ -154,10 +119,19 @@ class _RayStart:
         threading.Thread(target=self._start, daemon=True).start()
 
     def _start(self) -> None:
+        for _ in range(_RAY_ATTEMPTS):
+            self._error = self._attempt()
+            if self._error is None or "timed out" not in str(self._error):
+                break
+        self._done.set()
+        threading.Event().wait()
+
+    def _attempt(self) -> Exception | None:
         wanted = self._config.simulation.cpus_per_site * self._config.federation.num_sites
         try:
             import ray
 
+            ray.shutdown()  # what an attempt before this one left
             ray.init(
                 address="local",
                 num_cpus=max(1, int(min(os.cpu_count() or 1, wanted))),
@@ -166,9 +140,8 @@ class _RayStart:
                 _temp_dir=str(self._ray_dir),
             )
         except Exception as error:
-            self._error = error
-        self._done.set()
-        threading.Event().wait()
+            return error
+        return None
 
     def wait(self) -> None:
         """Return when Ray runs.
@@ -181,7 +154,7 @@ class _RayStart:
             raise RunFailed(f"Ray did not start: {self._error}")
 
 
-def _run_flower(config: Config, start: Start, sites: SimulatedSites) -> Outcome:
+def _run_flower(config: Config, starts: Sequence[Start], sites: SimulatedSites) -> list[Outcome]:
     """Flower's simulation engine, in this process, on the Ray that is running.
 
     `flwr run` would start the same engine behind a SuperLink that it leaves running, in the
@@ -193,22 +166,52 @@ def _run_flower(config: Config, start: Start, sites: SimulatedSites) -> Outcome:
     from server.app import build as build_server
 
     outcomes: list[Outcome] = []
-    resources = config.simulation
-    run_simulation(
-        server_app=build_server(start, outcomes.append),
-        client_app=build_client(sites),
-        num_supernodes=config.federation.num_sites,
-        backend_config={
-            "client_resources": {
-                "num_cpus": resources.cpus_per_site,
-                "num_gpus": resources.gpus_per_site,
-            },
-        },
-    )
-    if not outcomes:
+    errors: list[BaseException] = []
+    over = threading.Event()
+
+    def finish(outcome: Outcome) -> None:
+        outcomes.append(outcome)
+        if len(outcomes) == len(starts):
+            over.set()
+
+    def fail(error: BaseException) -> None:
+        errors.append(error)
+        over.set()
+
+    def engine() -> None:
+        try:
+            run_simulation(
+                server_app=build_server(starts, finish, fail),
+                client_app=build_client(sites),
+                num_supernodes=config.federation.num_sites,
+                backend_config={"client_resources": _resources(config)},
+            )
+        except BaseException as error:
+            fail(error)
+        over.set()
+
+    thread = threading.Thread(target=engine, daemon=True)
+    thread.start()
+    over.wait()
+    # The engine waits for every site, also for one that hangs and was given up.
+    thread.join(_LINGER_SECONDS)
+    if errors:
+        raise errors[0]
+    if len(outcomes) < len(starts):
         raise RunFailed("Flower's engine ended without an outcome; see log.txt")
-    return outcomes[0]
+    return outcomes
+
+
+def _resources(config: Config) -> dict[str, Any]:
+    """Options of Ray for the processes of sites; one that dies is started again."""
+    return {
+        "num_cpus": config.simulation.cpus_per_site,
+        "num_gpus": config.simulation.gpus_per_site,
+        "max_restarts": -1,
+    }
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    _code = main(sys.argv[1:])
+    sys.stdout.flush()
+    os._exit(_code)  # threads of the engine may wait for a site that hangs

@@ -18,14 +18,16 @@ import sys
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 import configs
-from common.config import Config
+from common.config import Config, Job, Mechanism
 from common.errors import UsageError
 from common.files import write_atomically
+from server.end_state import EndState
 from simulations.process_tree import adopt_orphans, end_descendants
 from simulations.progress import Progress
 from simulations.run_dir import RunDir
@@ -39,7 +41,7 @@ _QUIET = {
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "PYTHONUNBUFFERED": "1",
 }
-EXIT_USAGE, EXIT_INTERRUPTED = 2, 130
+EXIT_FAILED, EXIT_USAGE, EXIT_INTERRUPTED = 1, 2, 130
 
 
 def simulate(config: Config) -> int:
@@ -50,10 +52,10 @@ def simulate(config: Config) -> int:
     """
     run_dir, config, is_new = _open_run(config)
     if run_dir.result.is_file():
-        state = json.loads(run_dir.result.read_text())["state"]
-        if state != "failed":
+        state = EndState(json.loads(run_dir.result.read_text())["state"])
+        if state.has_model:
             print(f"Nothing to do: {run_dir.path} has a result ({state}). {run_dir.report}")
-            return 0
+            return state.exit_code
     stop_signals = {signal.SIGINT: _interrupt, signal.SIGTERM: _interrupt}
     with _only_user(run_dir), _clean_up(run_dir), _signals(stop_signals):
         message, code = _run_child(run_dir, config)
@@ -62,10 +64,23 @@ def simulate(config: Config) -> int:
             shutil.rmtree(run_dir.path)
         raise UsageError(message)
     if code == EXIT_INTERRUPTED:
-        print(f"Interrupted. Go on with: fedward simulate resume={run_dir.path}", file=sys.stderr)
-    elif code:
+        command = "synthesize" if config.job is Job.synthesize else "simulate"
+        again = f"fedward {command} resume={run_dir.path}"
+        print(f"Interrupted. Go on with: {again}", file=sys.stderr)
+    elif code not in {state.exit_code for state in EndState if state.has_model}:
         print(f"Error: {message} (see {run_dir.log})", file=sys.stderr)
     return code
+
+
+def synthesize(config: Config) -> int:
+    """Run ``config`` as the training of a generator; see `simulate`."""
+    return simulate(config if config.resume is not None else of_synthesis(config))
+
+
+def of_synthesis(config: Config) -> Config:
+    """The same configuration for the training of a generator."""
+    mechanism = config.privacy.mechanism if config.gan.private else Mechanism.none
+    return replace(config, job=Job.synthesize, privacy=replace(config.privacy, mechanism=mechanism))
 
 
 def _open_run(config: Config) -> tuple[RunDir, Config, bool]:
@@ -88,6 +103,8 @@ def _open_run(config: Config) -> tuple[RunDir, Config, bool]:
     config.data.root = config.data.root and config.data.root.absolute()
     config.data.cache_dir = config.data.cache_dir and config.data.cache_dir.absolute()
     config.model.weights = config.model.weights and config.model.weights.absolute()
+    config.augment.pool = config.augment.pool and config.augment.pool.absolute()
+    config.augment.provenance = config.augment.provenance and config.augment.provenance.absolute()
     config.run_dir = path
     try:
         path.mkdir(parents=True, exist_ok=True)
@@ -164,7 +181,8 @@ def _follow(
                 event: dict[str, Any] = json.loads(line)
                 message = event.get("message", message)
                 progress.show(event)
-        return message, child.wait()
+        code = child.wait()
+        return message, EXIT_FAILED if code < 0 else code  # below 0: killed
     except KeyboardInterrupt:
         return "interrupted", EXIT_INTERRUPTED
     finally:

@@ -15,7 +15,8 @@ from client.data.cache import ImageCache
 from client.data.cohort import Cohort, load_cohort
 from client.data.split import split_patients
 from client.data.study import Record, Study, build
-from common.config import Config
+from client.synthesis.image_set import ImageSet
+from common.config import Config, Job
 from common.errors import LedgerError, UsageError
 from common.files import write_atomically
 from common.privacy.book import KEY_NAME, LedgerBook
@@ -26,12 +27,16 @@ from common.seeds import SimulatedSeeds, derive_seed
 from common.task import Task
 from server.recipe import default_delta
 from simulations.partition import partition
+from simulations.pool import open_pool, prepare_pool
 from simulations.run_dir import RunDir
 
 if TYPE_CHECKING:
     from flwr.app import Context
 
-    from client.site import Site, SiteModel, SiteSetup
+    from client.classifier import SiteModel
+    from client.local_model import LocalModel
+    from client.site import Site, SiteSetup
+    from client.synthesis.site_generator import SiteGenerator
 
 _READER_KEY = "reader.key"
 
@@ -47,6 +52,7 @@ class Hospitals:
         num_train_images: over all sites.
         val: images that the model is looked at on after each round.
         test: images that the final model is measured on.
+        pool: synthetic images, if the run uses any.
     """
 
     study: str
@@ -55,6 +61,7 @@ class Hospitals:
     num_train_images: int
     val: Cohort = field(repr=False)
     test: Cohort = field(repr=False)
+    pool: ImageSet | None = None
 
     @property
     def num_classes(self) -> int:
@@ -97,13 +104,15 @@ def prepare(config: Config, run_dir: RunDir) -> Hospitals:
         _save_cohort(cohort, name, run_dir, _cohort_key(config, run_dir, name, cohort))
         sites[name] = cohort.num_patients
         num_images += len(cohort.labels)
+    test = _held_out(_load(study, split.test, config), "test", run_dir)
     return Hospitals(
         study=study.name,
         task=study.task,
         sites=sites,
         num_train_images=num_images,
         val=_held_out(_load(study, split.val, config), "val", run_dir),
-        test=_held_out(_load(study, split.test, config), "test", run_dir),
+        test=test,
+        pool=prepare_pool(config, study.task, depth_of(test), run_dir),
     )
 
 
@@ -265,11 +274,18 @@ class SimulatedSites:
                 accountant=privacy.accountant.value,
                 unit=privacy.unit,
             ),
-            model=shared_model(self.config, self.num_classes, depth_of(cohort)),
+            model=self._model(depth_of(cohort)),
             seeds=SimulatedSeeds(run_seed=self._run_seed(), site=name),
             augmentation=self.config.training.augmentation,
             memory_bytes=_memory_bytes(self.config),
+            study=self.config.data.name,
+            pool=open_pool(self.run_dir),
         )
+
+    def _model(self, depth: int | None) -> LocalModel:
+        if self.config.job is Job.synthesize:
+            return shared_generator(self.config, self.num_classes)
+        return shared_model(self.config, self.num_classes, depth)
 
     def _run_seed(self) -> int:
         """The run's seed; where ledgers outlive runs, one of this run alone.
@@ -293,7 +309,7 @@ _open_sites: dict[tuple[str, str], Site] = {}
 
 def shared_model(config: Config, num_classes: int, depth: int | None = None) -> SiteModel:
     """How every simulated hospital, and the server, builds the model; for volumes, of a depth."""
-    from client.site import SiteModel
+    from client.classifier import SiteModel
 
     return SiteModel(
         config=config.model,
@@ -303,3 +319,16 @@ def shared_model(config: Config, num_classes: int, depth: int | None = None) -> 
         seed=derive_seed(config.seed, "model"),
         depth=depth,
     )
+
+
+def shared_generator(config: Config, num_classes: int) -> SiteGenerator:
+    """How every simulated hospital, and the server, builds the generator."""
+    from client.synthesis.site_generator import SiteGenerator
+    from common.generators.blueprint import Blueprint
+
+    blueprint = Blueprint(
+        settings=config.gan.settings(),
+        image_size=config.data.image_size,
+        num_classes=num_classes,
+    )
+    return SiteGenerator(blueprint=blueprint, seed=derive_seed(config.seed, "gan"))

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from client.dp.bookkeeping import Bookkeeper
 from client.dp.clipping import Clipping
-from client.dp.loss import patient_loss
+from client.dp.loss import ImageLosses, image_losses, patient_loss
 from client.dp.patients import PatientBatch
 from client.dp.tapes import Tape
 from common.config import Precision
@@ -43,9 +43,15 @@ class BookkeepingEngine:
     kept.
     """
 
-    def __init__(self, model: nn.Module, precision: Precision = Precision.fp32) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        precision: Precision = Precision.fp32,
+        losses_of: ImageLosses = image_losses,
+    ) -> None:
         self._model = model
         self._precision = precision
+        self._losses_of = losses_of
         self._keeper = Bookkeeper(model)
 
     def clipped_sums(self, batch: PatientBatch, clipping: Clipping) -> Sums:
@@ -62,7 +68,8 @@ class BookkeepingEngine:
 
         for part in _parts(batch, by_layer=by_layer):
             with self._keeper.recording(part, take if by_layer else None) as recording:
-                patient_loss(self._model, part, self._precision).backward()
+                loss = patient_loss(self._model, part, self._precision, self._losses_of)
+                loss.backward()
             take(recording.tapes)
         return sums.items()
 

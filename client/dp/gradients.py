@@ -18,7 +18,7 @@ from torch.optim import Optimizer
 
 from client.dp.clipping import Clipping
 from client.dp.engine import Engine, Sums
-from client.dp.loss import patient_loss
+from client.dp.loss import ImageLosses, image_losses, patient_loss
 from client.dp.noise import SystemNoise
 from client.dp.patients import PatientBatch
 from common.config import Precision
@@ -42,17 +42,19 @@ class PlainStep:
         *,
         expected_patients: float,
         precision: Precision = Precision.fp32,
+        losses_of: ImageLosses = image_losses,
     ) -> None:
         self._model = model
         self._optimizer = optimizer
         self._expected_patients = expected_patients
         self._precision = precision
+        self._losses_of = losses_of
 
     def step(self, batches: Iterable[PatientBatch]) -> None:
         """See `StepGradient`; without a batch the gradient is zero."""
         self._optimizer.zero_grad(set_to_none=True)
         for batch in batches:
-            loss = patient_loss(self._model, batch, self._precision)
+            loss = patient_loss(self._model, batch, self._precision, self._losses_of)
             (loss / self._expected_patients).backward()
         for parameter in self._model.parameters():
             if parameter.requires_grad and parameter.grad is None:

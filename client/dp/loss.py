@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import cast
 
 import torch
@@ -12,6 +13,9 @@ from client.dp.patients import PatientBatch
 from client.dp.weight import Weight
 from common.config import Precision
 from common.errors import UsageError
+
+# (n,) loss of each image, from the model's output and the labels.
+ImageLosses = Callable[[Tensor, Tensor], Tensor]
 
 
 def image_losses(logits: Tensor, labels: Tensor) -> Tensor:
@@ -32,7 +36,10 @@ def image_losses(logits: Tensor, labels: Tensor) -> Tensor:
 
 
 def patient_loss(
-    model: nn.Module, batch: PatientBatch, precision: Precision = Precision.fp32
+    model: nn.Module,
+    batch: PatientBatch,
+    precision: Precision = Precision.fp32,
+    losses_of: ImageLosses = image_losses,
 ) -> Tensor:
     """Sum over patients of the mean loss of their images.
 
@@ -44,5 +51,5 @@ def patient_loss(
         logits = cast("Tensor", model(batch.images))
     if isinstance(logits, Weight) or len(logits) != len(batch.labels):
         raise UsageError("private training does not cover this model: its output is not by image")
-    losses = image_losses(logits.float() if half else logits, batch.labels)
+    losses = losses_of(logits.float() if half else logits, batch.labels)
     return (losses * batch.image_weights()).sum()

@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from itertools import chain
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
-from torch import nn
+from torch import Tensor, nn
 
-from client.data.augmentation import Augmentation
 from client.data.cohort import Cohort
 from client.dp.clipping import Clipping
+from client.dp.drift import correct
 from client.dp.engine import Engine
 from client.dp.gradients import PatientOptimizer, PlainStep, PrivateStep, StepGradient
+from client.dp.loader import Loader, PoissonDraws
+from client.dp.loss import ImageLosses, image_losses
+from client.dp.mixture import Mixture
 from client.dp.noise import SystemNoise
-from client.dp.patients import PatientBatch
 from common.config import AugmentationConfig, Precision
 from common.messages import Recipe
 
@@ -43,12 +45,18 @@ class Trainee:
         engine: none without privacy.
         augmentation: how its images are changed.
         most_images: at most so many in memory, if the site's memory says so.
+        pool: synthetic images for recipes that mix them in.
+        losses_of: what training without privacy makes small; an engine knows its own.
+        shift: added to each released gradient; see `client.dp.drift`.
     """
 
     model: nn.Module
     engine: Engine | None
     augmentation: AugmentationConfig = field(default_factory=AugmentationConfig)
     most_images: int | None = None
+    pool: Cohort | None = None
+    losses_of: ImageLosses = image_losses
+    shift: Mapping[str, Tensor] | None = None
 
 
 def train_round(trainee: Trainee, cohort: Cohort, recipe: Recipe, seeds: RoundSeeds) -> None:
@@ -57,33 +65,30 @@ def train_round(trainee: Trainee, cohort: Cohort, recipe: Recipe, seeds: RoundSe
     Guarantees:
         Under a private recipe the update is the output of ``recipe.steps`` Poisson-subsampled
         Gaussian mechanisms over patients with the recipe's rate and noise multiplier, whatever
-        the patients' data: an empty batch takes a noise-only step, no step is skipped.
+        the patients' data: an empty batch takes a noise-only step, no step is skipped. Synthetic
+        images join in a number that does not depend on which patients were drawn.
     """
     trainee.model.train()
-    step = _step_gradient(trainee, cohort, recipe, seeds.noise)
     rng = np.random.default_rng(seeds.sampling)
-    loader = _Loader(
-        cohort=cohort,
-        augmentation=Augmentation(config=trainee.augmentation),
-        views=recipe.augmentation_multiplicity,
-        most_images=min(recipe.physical_batch, trainee.most_images or recipe.physical_batch),
-        generator=torch.Generator().manual_seed(int(rng.integers(2**63))),
-    )
-    images_of = _images_by_patient(cohort)
+    mixture = Mixture.of(recipe, cohort, trainee.pool)
+    step = _step_gradient(trainee, recipe, mixture, seeds.noise)
+    seed = int(rng.integers(2**63))
+    loader = Loader.of(cohort, recipe, trainee.augmentation, trainee.most_images, seed)
+    draws = PoissonDraws(cohort, recipe, rng)
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(int(rng.integers(2**63)))  # dropout, stochastic depth
+        # drawn from a stream of their own, which nobody's presence moves
+        synthetic = rng.spawn(1)[0]
         for _ in range(recipe.steps):
-            drawn = np.flatnonzero(rng.random(cohort.num_patients) < recipe.sampling_rate)
-            chosen = [
-                _choose(images_of[p], recipe.images_per_patient, rng)
-                for p in drawn
-                if len(images_of[p])
-            ]
-            step.step(loader.batches(chosen))
+            batches = loader.batches(draws.draw())
+            if mixture.pool is not None:
+                made_up = replace(loader, cohort=mixture.pool)
+                batches = chain(batches, made_up.batches(mixture.draw(synthetic)))
+            step.step(batches)
 
 
 def _step_gradient(
-    trainee: Trainee, cohort: Cohort, recipe: Recipe, noise_seed: int | None
+    trainee: Trainee, recipe: Recipe, mixture: Mixture, noise_seed: int | None
 ) -> StepGradient:
     parameters = [p for p in trainee.model.parameters() if p.requires_grad]
     optimizer: torch.optim.Optimizer
@@ -91,14 +96,40 @@ def _step_gradient(
         case "adam":
             optimizer = torch.optim.Adam(parameters, lr=recipe.learning_rate)
         case _:
-            optimizer = torch.optim.SGD(parameters, lr=recipe.learning_rate, momentum=0.9)
-    expected = recipe.sampling_rate * cohort.num_patients
+            optimizer = torch.optim.SGD(
+                parameters, lr=recipe.learning_rate, momentum=recipe.momentum
+            )
+    correct(optimizer, trainee.model, proximal_mu=recipe.proximal_mu, shift=trainee.shift)
+    return step_of(trainee, optimizer, recipe, mixture.expected, noise_seed)
+
+
+def step_of(
+    trainee: Trainee,
+    optimizer: torch.optim.Optimizer,
+    recipe: Recipe,
+    expected: float,
+    noise_seed: int | None,
+) -> StepGradient:
+    """What takes the steps of a round.
+
+    Args:
+        trainee: the model, and its engine where ``recipe`` is private.
+        optimizer: of the model's trainable weights.
+        recipe: says whether and how gradients are clipped, and how much noise is added.
+        expected: what sums over a step are divided by: the expected number of patients, and of
+            whatever else joins a step like one (public).
+        noise_seed: of the noise; if ``None`` the operating system's entropy is used.
+
+    Raises:
+        TypeError: if the recipe is private, and there is no engine.
+    """
     if not recipe.private:
         return PlainStep(
             trainee.model,
             optimizer,
             expected_patients=expected,
             precision=Precision(recipe.precision),
+            losses_of=trainee.losses_of,
         )
     if trainee.engine is None:
         raise TypeError("private training needs an engine")
@@ -114,47 +145,3 @@ def _step_gradient(
         private.generator = torch.Generator().manual_seed(noise_seed)
     clipping = Clipping(kind=recipe.clipping, max_grad_norm=recipe.max_grad_norm)
     return PrivateStep(trainee.engine, clipping, private)
-
-
-def _images_by_patient(cohort: Cohort) -> list[NDArray[np.int64]]:
-    order = np.argsort(cohort.patients, kind="stable")
-    bounds = np.searchsorted(cohort.patients[order], np.arange(cohort.num_patients + 1))
-    return [order[bounds[p] : bounds[p + 1]] for p in range(cohort.num_patients)]
-
-
-def _choose(images: NDArray[np.int64], limit: int, rng: np.random.Generator) -> NDArray[np.int64]:
-    return images if len(images) <= limit else rng.choice(images, size=limit, replace=False)
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class _Loader:
-    """Makes batches of whole patients out of a cohort's images."""
-
-    cohort: Cohort
-    augmentation: Augmentation
-    views: int
-    most_images: int
-    generator: torch.Generator
-
-    def batches(self, chosen: list[NDArray[np.int64]]) -> Iterator[PatientBatch]:
-        """Up to ``most_images`` images, views counted, but at least one patient at a time."""
-        group: list[NDArray[np.int64]] = []
-        for images in chosen:
-            if group and (sum(map(len, group)) + len(images)) * self.views > self.most_images:
-                yield self._batch(group)
-                group = []
-            group.append(images)
-        if group:
-            yield self._batch(group)
-
-    def _batch(self, group: list[NDArray[np.int64]]) -> PatientBatch:
-        rows = np.concatenate(group)
-        patients = np.repeat(np.arange(len(group)), [len(images) for images in group])
-        images = torch.from_numpy(np.ascontiguousarray(self.cohort.images[rows]))
-        views = self.augmentation.views(images, self.views, self.generator)
-        return PatientBatch(
-            images=views * 2.0 - 1.0,
-            labels=torch.from_numpy(self.cohort.labels[rows]).repeat_interleave(self.views, 0),
-            patients=torch.from_numpy(patients).repeat_interleave(self.views),
-            num_patients=len(group),
-        )

@@ -8,10 +8,9 @@ from __future__ import annotations
 
 from common.config.federation import (
     FederationConfig,
+    LateReplies,
     PartitionConfig,
     PartitionKind,
-    StrategyConfig,
-    StrategyName,
 )
 from common.config.model import FinetuneConfig, FinetuneMode, ModelConfig
 from common.config.privacy import (
@@ -22,8 +21,15 @@ from common.config.privacy import (
     PrivacyConfig,
     Unit,
 )
-from common.config.run import Config
+from common.config.run import Config, Job
 from common.config.simulation import SimulationConfig
+from common.config.strategy import (
+    Personal,
+    SiteDpConfig,
+    StrategyConfig,
+    StrategyName,
+    Weighting,
+)
 from common.config.study import (
     ColumnsConfig,
     DataConfig,
@@ -34,7 +40,13 @@ from common.config.study import (
     TaskKind,
     VolumeConfig,
 )
-from common.config.synthesis import AugmentConfig, AugmentMode
+from common.config.synthesis import (
+    AugmentConfig,
+    AugmentMode,
+    GanConfig,
+    GeneratorKind,
+    GeneratorSharing,
+)
 from common.config.training import AugmentationConfig, Precision, TrainingConfig
 
 __all__ = [
@@ -50,16 +62,23 @@ __all__ = [
     "FederationConfig",
     "FinetuneConfig",
     "FinetuneMode",
+    "GanConfig",
+    "GeneratorKind",
+    "GeneratorSharing",
+    "Job",
     "LabelsConfig",
+    "LateReplies",
     "Mechanism",
     "ModelConfig",
     "PartitionConfig",
     "PartitionKind",
+    "Personal",
     "PhantomConfig",
     "Precision",
     "PrivacyConfig",
     "Side",
     "SimulationConfig",
+    "SiteDpConfig",
     "StrategyConfig",
     "StrategyName",
     "StudyKind",
@@ -67,4 +86,5 @@ __all__ = [
     "TrainingConfig",
     "Unit",
     "VolumeConfig",
+    "Weighting",
 ]

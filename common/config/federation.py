@@ -1,42 +1,75 @@
-"""Who takes part, who holds which patient, and how updates are put together."""
+"""Who takes part, and who holds which patient."""
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
 
 from common.config.check import require, require_positive
 from common.errors import UsageError
 
 
+class LateReplies(Enum):
+    """What becomes of a reply that arrives after its round has ended; it is always reported."""
+
+    discard = "discard"
+    use = "use"
+
+
 @dataclass(kw_only=True)
 class FederationConfig:
-    """Who takes part and for how long; ``timeout_seconds`` bounds the wait for one round."""
+    """Who takes part, for how long, and when a round or a run is given up.
+
+    ``sites`` names the approved hospitals; without it a simulation takes all of its own. Whoever
+    else connects is never asked to train. A round counts if ``min_sites`` of them, which hold
+    ``min_patient_share`` of the patients of all that have ever said how many they have, gave an
+    update; a run that can no longer have such a round ends.
+
+    ``wait_seconds`` is how long the server waits for hospitals to be there: for all when a run
+    begins, then for enough. ``timeout_seconds`` bounds a round. Within it a hospital whose work
+    broke off is asked again up to ``retries`` times, after ``retry_seconds``. With
+    ``late_replies=use`` an update of the round before counts for a hospital that has none for
+    this one. The model is looked at every ``evaluate_every`` rounds, and after the last.
+    """
 
     num_sites: int = 3
+    sites: list[str] = field(default_factory=list[str])
     rounds: int = 8
     steps_per_round: int = 5
+    min_sites: int = 1
+    min_patient_share: float = 0.0
+    wait_seconds: float = 600.0
     timeout_seconds: float = 3600.0
+    retries: int = 2
+    retry_seconds: float = 2.0
+    late_replies: LateReplies = LateReplies.discard
+    evaluate_every: int = 1
 
     def __post_init__(self) -> None:
-        for name in ("num_sites", "rounds", "steps_per_round"):
+        for name in ("num_sites", "rounds", "steps_per_round", "min_sites", "evaluate_every"):
             value = getattr(self, name)
             require(value >= 1, f"federation.{name}", value, "must be at least 1")
-        require_positive("federation.timeout_seconds", self.timeout_seconds)
-
-
-class StrategyName(Enum):
-    """How the server turns updates into the next model (Flower's classes)."""
-
-    fedavg = "fedavg"
-
-
-@dataclass(kw_only=True)
-class StrategyConfig:
-    """Aggregation; sites weigh by their number of patients, never by images or classes."""
-
-    name: StrategyName = StrategyName.fedavg
+        for name in ("wait_seconds", "timeout_seconds"):
+            require_positive(f"federation.{name}", getattr(self, name))
+        for name in ("retries", "retry_seconds"):
+            value = getattr(self, name)
+            require(0 <= value < math.inf, f"federation.{name}", value, "must be at least 0")
+        share = self.min_patient_share
+        require(0 <= share <= 1, "federation.min_patient_share", share, "must be from 0 to 1")
+        require(
+            len(set(self.sites)) == len(self.sites) and all(self.sites),
+            "federation.sites",
+            self.sites,
+            "each name once, and none empty",
+        )
+        most = len(self.sites) or self.num_sites
+        require(
+            self.min_sites <= most,
+            "federation.min_sites",
+            self.min_sites,
+            f"at most the {most} approved sites",
+        )
 
 
 class PartitionKind(Enum):

@@ -55,7 +55,7 @@ class PrivacyConfig:
     Exactly one of ``epsilon`` (a target: noise is calibrated for the planned rounds) and
     ``noise_multiplier`` (fixed noise: epsilon grows with the rounds) decides the noise.
     ``budget`` is each site's own cap, ``site_budgets`` that of single
-    sites (``hospital-1:2.5``). Without
+    sites (``hospital-1:2.5``); ``budget=inf`` is none. Without
     either the cap is the target; with fixed noise there is no cap then.
     """
 
@@ -74,8 +74,10 @@ class PrivacyConfig:
     engine: EngineName = EngineName.bookkeeping
 
     def __post_init__(self) -> None:
-        for name in ("epsilon", "noise_multiplier", "budget", "max_grad_norm"):
+        for name in ("epsilon", "noise_multiplier", "max_grad_norm"):
             require_positive(f"privacy.{name}", getattr(self, name))
+        if self.budget is not None and self.budget != math.inf:
+            require_positive("privacy.budget", self.budget)
         for site, budget in self.caps().items():
             require_positive(f"privacy.site_budgets.{site}", budget)
         if self.delta is not None:

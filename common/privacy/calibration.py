@@ -23,16 +23,24 @@ _MOST_NOISE = 1e7
 
 
 def calibrate(
-    *, epsilon: float, delta: float, sampling_rate: float, steps: int, accountant: Accountant
+    *,
+    epsilon: float,
+    delta: float,
+    sampling_rate: float,
+    steps: int,
+    accountant: Accountant,
+    before: Sequence[Event] = (),
 ) -> float:
     """Smallest noise multiplier (to five digits, rounded up) that keeps within ``epsilon``.
+
+    What was released ``before``, about the same units, counts as well.
 
     Guarantees: the same accountant reads at most ``epsilon`` for the returned noise, and at least
     99 % of it wherever less noise would pass it.
 
     Raises:
-        ValueError: A bound does not hold, no step would be taken, or no noise suffices because the
-            accountant cannot resolve so small a ``delta``.
+        ValueError: A bound does not hold, no step would be taken, or no noise suffices: because of
+            what was released before, or the accountant cannot resolve so small a ``delta``.
 
     >>> from common.privacy.accountants import build
     >>> calibrate(epsilon=8.0, delta=1e-5, sampling_rate=0.25, steps=40, accountant=build("pld"))
@@ -45,19 +53,19 @@ def calibrate(
     if steps < 1:
         raise ValueError(f"steps={steps!r}: must be at least 1, no step needs no noise")
 
-    def reading(by: Accountant) -> Callable[[float], float]:
+    def reading(by: Accountant, known: Sequence[Event]) -> Callable[[float], float]:
         def at(noise: float) -> float:
             event = PoissonGaussianSteps(
                 sampling_rate=sampling_rate, noise_multiplier=noise, steps=steps
             )
-            return by.epsilon([event], delta)
+            return by.epsilon([*known, event], delta)
 
         return at
 
-    rough = _smallest(reading(RdpAccountant()), epsilon, guess=1.0, tolerance=0.05)
-    if accountant.name == "rdp":
-        return _smallest(reading(accountant), epsilon, guess=rough, tolerance=0.001)
-    return _smallest(reading(accountant), epsilon, guess=rough * 0.9, tolerance=0.001)
+    # A guess only: what was before may leave nothing under RDP, and something under PLD.
+    rough = _smallest(reading(RdpAccountant(), ()), epsilon, guess=1.0, tolerance=0.05)
+    guess = rough if accountant.name == "rdp" else rough * 0.9
+    return _smallest(reading(accountant, before), epsilon, guess=guess, tolerance=0.001)
 
 
 def _smallest(

@@ -13,13 +13,15 @@ from typing import Any
 import numpy as np
 import pytest
 
-from client import site as site_module
+from client import classifier as classifier_module
+from client.classifier import SiteModel
 from client.data.cohort import Cohort
 from client.dp.training import train_round
-from client.site import Site, SiteModel, SiteSetup, event_of, units
+from client.kept import Kept
+from client.site import Site, SiteSetup, event_of, units
 from common import models
-from common.config import EngineName, FinetuneConfig, FinetuneMode, ModelConfig, Unit
-from common.messages import Reason, Recipe, Status, TrainReply, TrainRequest
+from common.config import EngineName, FinetuneConfig, FinetuneMode, ModelConfig, Personal, Unit
+from common.messages import Reason, Recipe, Status, TrainReply, TrainRequest, Weights
 from common.privacy.budget import Budget
 from common.privacy.chain import State
 from common.privacy.cohort import patient_hashes
@@ -165,7 +167,7 @@ def test_the_reservation_is_durable_before_training(
         seen.append(states(setup))
         train_round(*arguments)
 
-    monkeypatch.setattr(site_module, "train_round", look_then_train)
+    monkeypatch.setattr(classifier_module, "train_round", look_then_train)
     assert Site(setup).train(make_request()).status is Status.trained
     assert seen == [[State.reserved]]
     assert states(setup) == [State.committed]
@@ -178,7 +180,7 @@ def test_training_that_fails_stays_counted_as_spent(
     def fail(*_: object) -> None:
         raise error
 
-    monkeypatch.setattr(site_module, "train_round", fail)
+    monkeypatch.setattr(classifier_module, "train_round", fail)
     with pytest.raises(error):
         Site(setup).train(make_request())
     assert states(setup) == [State.reserved]
@@ -197,7 +199,7 @@ def test_after_a_crash_the_same_request_trains_under_the_same_reservation(
         raise Crash
 
     with monkeypatch.context() as patch:
-        patch.setattr(site_module, "train_round", die)
+        patch.setattr(classifier_module, "train_round", die)
         with pytest.raises(Crash):
             Site(setup).train(make_request())
     reply = Site(setup).train(make_request())
@@ -217,7 +219,7 @@ def test_a_crash_between_storing_and_commit_sends_what_was_stored(
             Site(setup).train(make_request())
     (stored,) = setup.replies.glob("*")
     before = stored.read_bytes()
-    monkeypatch.setattr(site_module, "train_round", no_training)
+    monkeypatch.setattr(classifier_module, "train_round", no_training)
     reply = Site(setup).train(make_request())
     assert reply.status is Status.trained
     assert stored.read_bytes() == before
@@ -255,7 +257,7 @@ def test_a_request_repeated_at_the_same_time_is_trained_once(
         train_round(*arguments)
 
     site = Site(setup)
-    monkeypatch.setattr(site_module, "train_round", slow)
+    monkeypatch.setattr(classifier_module, "train_round", slow)
     with ThreadPoolExecutor(2) as pool:
         first, second = pool.map(site.train, [make_request(), make_request()])
     assert same_bytes(first, second)
@@ -267,7 +269,7 @@ def test_a_repeated_id_with_another_recipe_is_refused(
 ) -> None:
     site = Site(setup)
     site.train(make_request())
-    monkeypatch.setattr(site_module, "train_round", no_training)
+    monkeypatch.setattr(classifier_module, "train_round", no_training)
     reply = site.train(make_request(noise_multiplier=1.0))
     assert_refused(reply, Reason.ledger_unavailable)
     assert states(setup) == [State.committed]
@@ -280,7 +282,7 @@ def test_a_reply_lost_after_commit_is_refused_not_trained_anew(
     spend = site.train(make_request()).spend
     for stored in setup.replies.glob("*"):
         stored.unlink()
-    monkeypatch.setattr(site_module, "train_round", no_training)
+    monkeypatch.setattr(classifier_module, "train_round", no_training)
     reply = site.train(make_request())
     assert_refused(reply, Reason.bad_request)
     assert reply.spend == spend
@@ -293,7 +295,7 @@ def test_a_reply_of_an_earlier_round_is_refused_not_trained_anew(
     for number in (1, 2):
         site.train(make_request(number))
     assert len(list(setup.replies.glob("*"))) == 1
-    monkeypatch.setattr(site_module, "train_round", no_training)
+    monkeypatch.setattr(classifier_module, "train_round", no_training)
     assert_refused(site.train(make_request(1)), Reason.bad_request)
     assert site.train(make_request(2)).status is Status.trained
 
@@ -305,7 +307,7 @@ def test_a_damaged_stored_reply_is_refused_not_trained_anew(
     site.train(make_request())
     (stored,) = setup.replies.glob("*")
     stored.write_bytes(stored.read_bytes()[:20])
-    monkeypatch.setattr(site_module, "train_round", no_training)
+    monkeypatch.setattr(classifier_module, "train_round", no_training)
     assert_refused(site.train(make_request()), Reason.ledger_unavailable)
 
 
@@ -319,7 +321,7 @@ def test_an_abandoned_request_is_refused(setup: SiteSetup, monkeypatch: pytest.M
             budget=setup.budget,
         )
         ledger.abandon(request.request_id, "never begun")
-    monkeypatch.setattr(site_module, "train_round", no_training)
+    monkeypatch.setattr(classifier_module, "train_round", no_training)
     reply = Site(setup).train(request)
     assert_refused(reply, Reason.bad_request)
     assert reply.spend is not None
@@ -332,7 +334,7 @@ def test_a_request_past_the_budget_is_refused_and_costs_nothing(
     cost = setup.budget.spent([event_of(RECIPE)])
     site = Site(replace(setup, budget=replace(setup.budget, epsilon=1.01 * cost)))
     spend = site.train(make_request(1)).spend
-    monkeypatch.setattr(site_module, "train_round", no_training)
+    monkeypatch.setattr(classifier_module, "train_round", no_training)
     reply = site.train(make_request(2))
     assert_refused(reply, Reason.budget_exceeded)
     assert reply.spend == spend
@@ -351,7 +353,7 @@ def test_the_stricter_delta_measures(setup: SiteSetup) -> None:
 def test_an_unavailable_ledger_is_a_refusal(
     setup: SiteSetup, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(site_module, "train_round", no_training)
+    monkeypatch.setattr(classifier_module, "train_round", no_training)
     setup.ledger.parent.parent.joinpath("blocked").write_text("")
     blocked = replace(setup, ledger=setup.ledger.parent.parent / "blocked" / "x.sqlite")
     reply = Site(blocked).train(make_request())
@@ -363,7 +365,7 @@ def test_a_damaged_ledger_is_a_refusal(setup: SiteSetup, monkeypatch: pytest.Mon
     site = Site(setup)
     site.train(make_request())
     setup.ledger.with_suffix(".head").write_bytes(b"x")
-    monkeypatch.setattr(site_module, "train_round", no_training)
+    monkeypatch.setattr(classifier_module, "train_round", no_training)
     assert_refused(site.train(make_request(2)), Reason.ledger_unavailable)
 
 
@@ -410,7 +412,7 @@ def test_a_model_that_the_engine_does_not_cover_is_refused_before_anything_is_re
     setup: SiteSetup, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its convolutions use weights computed from weights; with the head alone it is covered."""
-    monkeypatch.setattr(site_module, "train_round", no_training)
+    monkeypatch.setattr(classifier_module, "train_round", no_training)
     config = ModelConfig(architecture="test_nfnet", patch_size=None)
     whole = replace(MODEL, config=config, finetune=FinetuneConfig(mode=FinetuneMode.all))
     site = Site(replace(setup, model=whole))
@@ -443,7 +445,7 @@ def test_a_round_under_every_engine(setup: SiteSetup, engine: EngineName) -> Non
 def test_what_an_engine_does_not_do_is_refused_before_anything_is_reserved(
     setup: SiteSetup, monkeypatch: pytest.MonkeyPatch, changes: dict[str, Any]
 ) -> None:
-    monkeypatch.setattr(site_module, "train_round", no_training)
+    monkeypatch.setattr(classifier_module, "train_round", no_training)
     assert_refused(Site(setup).train(make_request(**changes)), Reason.model_mismatch)
     assert states(setup) == []
 
@@ -476,7 +478,7 @@ def test_a_model_warm_for_something_else_is_refused(
     site = Site(replace(setup, budget=replace(setup.budget, epsilon=math.inf)))
     assert site.train(make_request(1)).status is Status.trained
     with monkeypatch.context() as patch:
-        patch.setattr(site_module, "train_round", no_training)
+        patch.setattr(classifier_module, "train_round", no_training)
         assert_refused(site.train(make_request(2, **changes)), Reason.model_mismatch)
     assert states(setup) == [State.committed]
     assert site.train(make_request(2)).status is Status.trained
@@ -500,7 +502,7 @@ def test_a_sites_memory_bounds_what_is_held_at_once_and_nothing_else(
         held.append(trainee.most_images)
         train_round(trainee, *arguments)
 
-    monkeypatch.setattr(site_module, "train_round", look_then_train)
+    monkeypatch.setattr(classifier_module, "train_round", look_then_train)
     seeds = SimulatedSeeds(run_seed=1, site="hospital-1")
     replies = [
         Site(
@@ -564,7 +566,7 @@ def test_without_privacy_the_release_is_recorded_as_infinite(setup: SiteSetup) -
 def test_training_without_privacy_is_refused_by_a_site_with_a_budget(
     setup: SiteSetup, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(site_module, "train_round", no_training)
+    monkeypatch.setattr(classifier_module, "train_round", no_training)
     request = make_request(mechanism="none", noise_multiplier=0.0)
     assert_refused(Site(setup).train(request), Reason.budget_exceeded)
     assert states(setup) == []
@@ -608,3 +610,124 @@ def test_nothing_of_a_patient_is_in_the_repr_of_a_setup(setup: SiteSetup) -> Non
     text = repr(setup)
     assert not any(one in text for one in setup.patient_hashes)
     assert "p0" not in text
+
+
+CONTROLLED = {"controlled": True, "optimizer": "sgd", "momentum": 0.0, "learning_rate": 0.5}
+
+
+def controlled_rounds(setup: SiteSetup, *, restart: bool) -> list[tuple[TrainRequest, TrainReply]]:
+    """Three rounds of SCAFFOLD as a server would ask for them."""
+    site = Site(setup)
+    rounds: list[tuple[TrainRequest, TrainReply]] = []
+    control: Weights = {}
+    for number in (1, 2, 3):
+        base = make_request(number, **CONTROLLED)
+        weights = base.weights if not rounds else rounds[-1][1].weights
+        assert weights is not None
+        request = replace(base, weights=weights, control=control)
+        reply = (Site(setup) if restart else site).train(request)
+        assert reply.weights is not None
+        rounds.append((request, reply))
+        control = {n: np.full_like(v, 0.01 * number) for n, v in weights.items()}
+    return rounds
+
+
+def test_a_control_variate_is_a_function_of_what_was_sent_and_released(setup: SiteSetup) -> None:
+    """So it is post-processing: nothing but the round's own event is charged for it."""
+    own: Weights = {}
+    for request, reply in controlled_rounds(setup, restart=False):
+        assert reply.weights is not None
+        length = np.float32(RECIPE.steps * 0.5)
+        for name, y in reply.weights.items():
+            zero = np.zeros_like(y)
+            c, before = request.control.get(name, zero), own.get(name, zero)
+            own[name] = (request.weights[name] - y) / length - (c - before)
+    kept = Kept.last_in(setup.replies, "run")
+    assert kept is not None
+    assert kept.control.keys() == own.keys()
+    for name, value in own.items():
+        np.testing.assert_array_equal(kept.control[name], value)
+    with setup.open_ledger(Unit.patient) as ledger:
+        assert list(ledger.events()) == [event_of(RECIPE)] * 3
+
+
+def test_a_restart_between_controlled_rounds_changes_no_bit(
+    setup: SiteSetup, tmp_path: Path
+) -> None:
+    setup = replace(setup, seeds=SimulatedSeeds(run_seed=1, site="hospital-1"))
+    other = replace(setup, ledger=tmp_path / "o" / "x.sqlite", replies=tmp_path / "o" / "replies")
+    warm = controlled_rounds(setup, restart=False)
+    cold = controlled_rounds(other, restart=True)
+    for (_, first), (_, second) in zip(warm, cold, strict=True):
+        assert same_bytes(first, second)
+
+
+def test_the_control_variate_steers_the_steps(setup: SiteSetup, tmp_path: Path) -> None:
+    """K steps of lr against c: the noise and the draws are those of the run without it."""
+    setup = replace(setup, seeds=SimulatedSeeds(run_seed=1, site="hospital-1"))
+    other = replace(setup, ledger=tmp_path / "o" / "x.sqlite", replies=tmp_path / "o" / "replies")
+    request = make_request(1, noise_multiplier=50.0, max_grad_norm=1e-6, **CONTROLLED)
+    control = {name: np.ones_like(value) for name, value in request.weights.items()}
+    plain = Site(setup).train(request).weights
+    steered = Site(other).train(replace(request, control=control)).weights
+    assert plain is not None
+    assert steered is not None
+    for name, value in steered.items():
+        np.testing.assert_allclose(value, plain[name] - RECIPE.steps * 0.5, atol=1e-4)
+
+
+@pytest.mark.parametrize("wrong", ["shape", "nan"])
+def test_a_control_variate_that_does_not_fit_is_refused(setup: SiteSetup, wrong: str) -> None:
+    request = make_request(1, **CONTROLLED)
+    bad = np.zeros(1, np.float32) if wrong == "shape" else np.float32(np.nan)
+    control = {
+        name: bad * np.ones_like(v) if wrong == "nan" else bad
+        for name, v in request.weights.items()
+    }
+    reply = Site(setup).train(replace(request, control=control))
+    assert_refused(reply, Reason.model_mismatch)
+    assert states(setup) == []
+
+
+def personal_request(number: int, model: SiteModel, layers: str) -> TrainRequest:
+    built = model.build()
+    own = models.local_names(built, Personal(layers))
+    assert own
+    weights = {n: v for n, v in models.trainable_weights(built).items() if n not in own}
+    return replace(
+        make_request(number, personal=layers),
+        frozen_sha256=models.frozen_sha256(built),
+        weights=weights,
+    )
+
+
+@pytest.mark.parametrize("layers", ["head", "norms"])
+def test_layers_of_the_sites_own_are_trained_kept_and_never_sent(
+    setup: SiteSetup, layers: str
+) -> None:
+    whole = replace(MODEL, finetune=FinetuneConfig(mode=FinetuneMode.all))
+    setup = replace(setup, model=whole)
+    first = models.trainable_weights(whole.build())
+    seen: list[Weights] = []
+    for number in (1, 2):
+        request = personal_request(number, whole, layers)
+        reply = Site(setup).train(request)
+        assert reply.weights is not None
+        assert reply.weights.keys() == request.weights.keys()
+        kept = Kept.last_in(setup.replies, "run")
+        assert kept is not None
+        assert kept.local.keys() == first.keys() - request.weights.keys()
+        seen.append(kept.local)
+    for name, value in seen[0].items():
+        assert not np.array_equal(value, first[name]), name
+        # Round 2 went on from where round 1 left it: Adam's two steps take it this far at most.
+        assert np.abs(seen[1][name] - value).max() <= 2 * 0.01 * 1.1
+        assert not np.array_equal(seen[1][name], value)
+
+
+def test_layers_that_stay_at_the_site_cannot_be_sent_to_it(setup: SiteSetup) -> None:
+    whole = replace(MODEL, finetune=FinetuneConfig(mode=FinetuneMode.all))
+    request = replace(
+        personal_request(1, whole, "head"), weights=models.trainable_weights(whole.build())
+    )
+    assert_refused(Site(replace(setup, model=whole)).train(request), Reason.model_mismatch)

@@ -11,18 +11,26 @@ from hypothesis import strategies as st
 
 from common.config import (
     AugmentationConfig,
+    AugmentConfig,
     ColumnsConfig,
     Config,
     DataConfig,
     FederationConfig,
     FinetuneConfig,
+    GanConfig,
+    Job,
     LabelsConfig,
+    LateReplies,
     Mechanism,
     ModelConfig,
     PartitionConfig,
+    Personal,
     PhantomConfig,
     PrivacyConfig,
     SimulationConfig,
+    SiteDpConfig,
+    StrategyConfig,
+    StrategyName,
     StudyKind,
     TaskKind,
     TrainingConfig,
@@ -46,7 +54,7 @@ OUT_OF_BOUNDS: list[tuple[type[Any], str, str, tuple[Any, ...]]] = [
     (DataConfig, "data.", "test_fraction", (0.0, 0.5, -0.1, math.nan)),
     (PrivacyConfig, "privacy.", "epsilon", NOT_POSITIVE),
     (PrivacyConfig, "privacy.", "noise_multiplier", NOT_POSITIVE),
-    (PrivacyConfig, "privacy.", "budget", NOT_POSITIVE),
+    (PrivacyConfig, "privacy.", "budget", (0.0, -1.0, -math.inf, math.nan)),
     (PrivacyConfig, "privacy.", "max_grad_norm", NOT_POSITIVE),
     (PrivacyConfig, "privacy.", "delta", (0.0, 1.0, -1e-5, math.nan)),
     (PrivacyConfig, "privacy.", "sampling_rate", (0.0, 1.01, -0.1, math.nan)),
@@ -61,6 +69,23 @@ OUT_OF_BOUNDS: list[tuple[type[Any], str, str, tuple[Any, ...]]] = [
     (FederationConfig, "federation.", "rounds", (0,)),
     (FederationConfig, "federation.", "steps_per_round", (0,)),
     (FederationConfig, "federation.", "timeout_seconds", NOT_POSITIVE),
+    (FederationConfig, "federation.", "wait_seconds", NOT_POSITIVE),
+    (FederationConfig, "federation.", "min_sites", (0, 4)),
+    (FederationConfig, "federation.", "min_patient_share", (-0.1, 1.1, math.nan)),
+    (FederationConfig, "federation.", "retries", (-1,)),
+    (FederationConfig, "federation.", "retry_seconds", (-1.0, math.inf, math.nan)),
+    (FederationConfig, "federation.", "evaluate_every", (0,)),
+    (StrategyConfig, "strategy.", "server_learning_rate", NOT_POSITIVE),
+    (StrategyConfig, "strategy.", "server_momentum", (-0.1, 1.0, math.nan)),
+    (StrategyConfig, "strategy.", "beta_1", (-0.1, 1.0, math.nan)),
+    (StrategyConfig, "strategy.", "beta_2", (-0.1, 1.0, math.nan)),
+    (StrategyConfig, "strategy.", "tau", NOT_POSITIVE),
+    (StrategyConfig, "strategy.", "proximal_mu", (-0.1, math.inf, math.nan)),
+    (StrategyConfig, "strategy.", "trim", (-0.1, 0.5, math.nan)),
+    (StrategyConfig, "strategy.", "num_malicious", (-1,)),
+    (SiteDpConfig, "strategy.site_dp.", "noise_multiplier", NOT_POSITIVE),
+    (SiteDpConfig, "strategy.site_dp.", "clip_norm", NOT_POSITIVE),
+    (SiteDpConfig, "strategy.site_dp.", "delta", (0.0, 1.0, math.nan)),
     (TrainingConfig, "training.", "learning_rate", NOT_POSITIVE),
     (TrainingConfig, "training.", "optimizer", ("rmsprop", "")),
     (TrainingConfig, "training.", "physical_batch", (0,)),
@@ -75,6 +100,19 @@ OUT_OF_BOUNDS: list[tuple[type[Any], str, str, tuple[Any, ...]]] = [
     (AugmentationConfig, "training.augmentation.", "scale", (-0.1, 0.51, math.nan)),
     (AugmentationConfig, "training.augmentation.", "brightness", (-0.1, 1.1, math.nan)),
     (AugmentationConfig, "training.augmentation.", "contrast", (-0.1, 0.91, math.nan)),
+    (AugmentConfig, "augment.", "ratio", NOT_POSITIVE),
+    (AugmentConfig, "augment.", "learning_rate", NOT_POSITIVE),
+    (AugmentConfig, "augment.", "epochs", (0,)),
+    (AugmentConfig, "augment.", "batch_size", (0,)),
+    (GanConfig, "gan.", "num_images", (0,)),
+    (GanConfig, "gan.", "width", (0.0, 4.1, math.nan)),
+    (GanConfig, "gan.", "loss", ("wasserstein", "")),
+    (GanConfig, "gan.", "steps_per_generator_step", (0,)),
+    (GanConfig, "gan.", "generator_learning_rate", (0.0, 1.0, math.nan)),
+    (GanConfig, "gan.", "generator_batch", (0,)),
+    (GanConfig, "gan.", "ema", (-0.1, 1.0, math.nan)),
+    (GanConfig, "gan.", "detail", (1, 129)),
+    (GanConfig, "gan.", "texture", (-1, 9)),
     (SimulationConfig, "simulation.", "cpus_per_site", NOT_POSITIVE),
     (SimulationConfig, "simulation.", "gpus_per_site", (-0.5, math.nan)),
 ]
@@ -222,3 +260,48 @@ def test_only_a_public_study_may_do_without_patients() -> None:
     with pytest.raises(UsageError, match=r"data\.columns\.patient=null: only a public study"):
         DataConfig(columns=columns)
     assert DataConfig(columns=columns, public="drawn by a program").columns.patient is None
+
+
+@pytest.mark.parametrize(
+    ("strategy", "federation", "training", "remedy"),
+    [
+        ({"name": StrategyName.fedadam}, {"late_replies": LateReplies.use}, {}, "discard"),
+        ({"name": StrategyName.krum}, {"min_sites": 2}, {}, "min_sites=3"),
+        ({"name": StrategyName.krum, "num_malicious": 1}, {"min_sites": 3}, {}, "min_sites=5"),
+        ({"name": StrategyName.scaffold}, {}, {"optimizer": "adam"}, "optimizer=sgd"),
+    ],
+)
+def test_a_strategy_that_cannot_do_what_is_asked_is_refused(
+    strategy: dict[str, Any], federation: dict[str, Any], training: dict[str, Any], remedy: str
+) -> None:
+    with pytest.raises(UsageError, match=remedy):
+        Config(
+            strategy=StrategyConfig(**strategy),
+            federation=FederationConfig(**federation),
+            training=TrainingConfig(**training),
+        )
+
+
+@pytest.mark.parametrize(
+    "name", [StrategyName.fedmedian, StrategyName.trimmed_mean, StrategyName.krum]
+)
+def test_noise_for_a_mean_is_refused_where_there_is_none(name: StrategyName) -> None:
+    with pytest.raises(UsageError, match=f"{name.value} is none"):
+        StrategyConfig(name=name, site_dp=SiteDpConfig(noise_multiplier=1.0))
+
+
+def test_approved_sites_are_named_once() -> None:
+    with pytest.raises(UsageError, match=r"federation\.sites"):
+        FederationConfig(sites=["a", "b", "a"])
+    with pytest.raises(UsageError, match=r"federation\.min_sites=3: at most the 2"):
+        FederationConfig(sites=["a", "b"], min_sites=3)
+
+
+@pytest.mark.parametrize(
+    "strategy", [{"name": StrategyName.fedprox}, {"personal": Personal.norms}], ids=str
+)
+def test_a_generator_is_trained_without_what_only_classifiers_have(
+    strategy: dict[str, Any],
+) -> None:
+    with pytest.raises(UsageError, match="a generator is trained without"):
+        Config(job=Job.synthesize, strategy=StrategyConfig(**strategy))

@@ -31,6 +31,12 @@ GOOD: dict[str, Any] = {
     "engine": "bookkeeping",
     "precision": "fp32",
     "augmentation_multiplicity": 1,
+    "synthetic_ratio": 0.0,
+    "synthetic_as_patients": False,
+    "momentum": 0.9,
+    "proximal_mu": 0.0,
+    "controlled": False,
+    "personal": "none",
 }
 
 
@@ -48,6 +54,9 @@ GOOD: dict[str, Any] = {
             "engine": st.sampled_from([name.value for name in EngineName]),
             "precision": st.sampled_from(["fp32", "bf16"]),
             "augmentation_multiplicity": st.integers(1, 64),
+            "momentum": st.floats(0, 0.99),
+            "proximal_mu": st.floats(0, 100),
+            "personal": st.sampled_from(["none", "head", "norms"]),
         }
     )
 )
@@ -84,6 +93,12 @@ def test_a_recipe_survives_json(changes: dict[str, Any]) -> None:
         ("clipping", ""),
         ("engine", "opacus"),
         ("precision", "fp16"),
+        ("momentum", 1.0),
+        ("momentum", math.nan),
+        ("proximal_mu", -0.1),
+        ("proximal_mu", math.inf),
+        ("personal", "everything"),
+        ("controlled", True),  # Adam and momentum are not what SCAFFOLD corrects
         ("augmentation_multiplicity", 0),
     ],
 )

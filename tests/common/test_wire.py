@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from io import BytesIO
 from typing import Any
 
@@ -412,3 +413,11 @@ def test_no_number_without_json_comes_in(value: str) -> None:
     assert "1.5" in text
     content["body"] = ConfigRecord({"json": text.replace("1.5", value)})
     refused("reply", content)
+
+
+def test_a_control_variate_travels_beside_the_weights_and_only_where_there_is_one() -> None:
+    control = {"w": np.float32([0.5, -1, 2])}
+    sent = over_the_network(wire.request_content(replace(REQUEST, control=control)))
+    np.testing.assert_array_equal(wire.read_request(sent).control["w"], control["w"])
+    assert list(KINDS["request"][0].array_records) == ["weights"]
+    assert wire.read_request(over_the_network(wire.request_content(REQUEST))).control == {}

@@ -14,6 +14,7 @@ from common.config import (
     AugmentMode,
     Config,
     FinetuneMode,
+    GeneratorKind,
     Mechanism,
     PartitionKind,
     StrategyName,
@@ -22,7 +23,11 @@ from common.config import (
 from common.errors import UsageError
 
 GROUPS = ("data", "privacy", "partition", "strategy", "model", "finetune", "augment", "experiment")
-NEEDED = ("data.root=study", "partition.by=sex")  # some choices cannot do without
+NEEDED = (
+    "data.root=study",
+    "partition.by=sex",
+    "augment.pool=images",
+)  # some choices cannot do without
 
 
 def choices(group: str) -> list[str]:
@@ -76,7 +81,16 @@ def test_every_choice_composes(group: str, choice: str) -> None:
 
 def test_every_folder_of_choices_is_tried() -> None:
     folder = Path(str(files("configs")))
-    assert set(GROUPS) == {p.name for p in folder.iterdir() if p.is_dir() and p.name[0] != "_"}
+    there = {path.name for path in folder.iterdir() if path.is_dir() and path.name[0] != "_"}
+    assert {*GROUPS, "gan"} == there
+
+
+@pytest.mark.parametrize("kind", choices("gan"))
+def test_every_generator_composes(kind: str) -> None:
+    config = configs.load([f"gan={kind}"], primary="synthesize")
+    assert config.gan.kind is GeneratorKind[kind]
+    assert config.title == "synthesis"
+    assert (config.federation.rounds == 1) == (kind == "moments")
 
 
 @pytest.mark.parametrize(

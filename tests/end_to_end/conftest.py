@@ -6,11 +6,14 @@ import json
 import os
 import subprocess
 import sys
+import time
+import uuid
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 FEDWARD = Path(sys.executable).with_name("fedward")
@@ -51,12 +54,12 @@ def _simulate(*arguments: str, run_dir: Path, cwd: Path | None = None) -> Finish
         cwd=cwd or run_dir.parent,
         capture_output=True,
         text=True,
-        timeout=900,
+        timeout=1800,
         check=False,
         env=os.environ | {"COLUMNS": "200"},
     )
     log = run_dir / "log.txt"
-    if done.returncode not in (0, 2) and log.exists():
+    if done.returncode not in (0, 2, 3, 4) and log.exists():
         print(log.read_text()[-6000:])
     return Finished(code=done.returncode, out=done.stdout, err=done.stderr, run_dir=run_dir)
 
@@ -75,3 +78,50 @@ def small() -> tuple[str, ...]:
 def first_run(tmp_path_factory: pytest.TempPathFactory) -> Finished:
     """A small private run that several tests look at."""
     return _simulate(*SMALL, run_dir=tmp_path_factory.mktemp("first") / "run")
+
+
+class Running:
+    """A run in the background, whose processes are known by a mark in their environment."""
+
+    def __init__(self, *arguments: str, run_dir: Path) -> None:
+        self.mark = uuid.uuid4().hex
+        self.log = run_dir.parent / f"{self.mark}.out"
+        with self.log.open("w") as log:
+            self.process = subprocess.Popen(
+                [FEDWARD, "simulate", *arguments],
+                cwd=run_dir.parent,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                env=os.environ | {"FEDWARD_TEST_MARK": self.mark},
+                start_new_session=True,
+            )
+
+    def wait_for(self, text: str, seconds: float = 1800) -> None:
+        deadline = time.monotonic() + seconds
+        while text not in self.log.read_text():
+            if self.process.poll() is not None or time.monotonic() > deadline:
+                pytest.fail(f"never said {text!r}: {self.log.read_text()}")
+            time.sleep(0.05)
+
+    def processes(self) -> list[psutil.Process]:
+        """Living processes that carry the mark."""
+        found = []
+        for process in psutil.process_iter():
+            try:
+                if process.environ().get("FEDWARD_TEST_MARK") == self.mark:
+                    found.append(process)
+            except psutil.Error:
+                continue
+        return found
+
+    def gone_within(self, seconds: float) -> list[psutil.Process]:
+        deadline = time.monotonic() + seconds
+        while (left := self.processes()) and time.monotonic() < deadline:
+            time.sleep(0.2)
+        return left
+
+
+@pytest.fixture
+def start_run() -> Callable[..., Running]:
+    """Starts a run in the background."""
+    return Running

@@ -26,7 +26,7 @@ def fedward(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
         cwd=cwd,
         capture_output=True,
         text=True,
-        timeout=600,
+        timeout=1800,
         check=False,
         env=os.environ | {"COLUMNS": "200"},
     )
@@ -39,14 +39,14 @@ def stop_after(text: str, *arguments: str, cwd: Path) -> int:
         process = subprocess.Popen(
             [FEDWARD, "simulate", *arguments], cwd=cwd, stdout=out, stderr=out
         )
-    deadline = time.monotonic() + 300
+    deadline = time.monotonic() + 1800
     while text not in said.read_text():
         if process.poll() is not None or time.monotonic() > deadline:
             process.kill()
             pytest.fail(f"never said {text!r}: {said.read_text()}")
         time.sleep(0.05)
     process.send_signal(signal.SIGINT)
-    return process.wait(60)
+    return process.wait(600)
 
 
 def result_of(run_dir: Path) -> dict[str, Any]:
@@ -117,7 +117,7 @@ def test_spend_goes_on_over_a_stopped_run_and_further_experiments(
     refused = fedward(
         "simulate", *settings, f"privacy.budget={cap}", f"run_dir={third}", cwd=tmp_path
     )
-    assert refused.returncode == 0, refused.stderr
+    assert refused.returncode == 4, refused.stderr
     result = result_of(third)
     assert result["state"] == "stopped-by-budget"
     assert [record["round"] for record in result["rounds"]] == [1]

@@ -51,7 +51,7 @@ def test_the_command_works_from_the_wheel_alone(wheel: Path, first_run, tmp_path
             cwd=tmp_path,
             capture_output=True,
             text=True,
-            timeout=120,
+            timeout=1800,
             check=False,
         )
         assert done.returncode == 0, done.stderr

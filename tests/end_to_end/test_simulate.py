@@ -83,42 +83,6 @@ def test_same_seed_same_weights_even_beside_packages_of_the_same_name(
     assert again.result["final"]["test"] == first_run.result["final"]["test"]
 
 
-def test_without_privacy_epsilon_is_null_not_a_number(first_run, simulate, small, tmp_path: Path):
-    run = simulate(*small, "privacy=none", run_dir=tmp_path / "run")
-    assert run.code == 0, run.err
-    privacy = run.result["privacy"]
-    assert privacy["private"] is False
-    assert privacy["epsilon_federation"] is None
-    assert all(site["epsilon"] is None for site in privacy["sites"].values())
-    assert all(e is None for site in privacy["sites"] for e in epsilons(run.result, site))
-    assert "NOT private" in run.out
-    assert run.result["final"]["weights_sha256"] != first_run.result["final"]["weights_sha256"]
-
-
-def test_a_site_past_its_cap_refuses_and_the_others_go_on(simulate, small, tmp_path: Path):
-    run = simulate(
-        *small,
-        "privacy.noise_multiplier=0.8",
-        "privacy.site_budgets=[hospital-1:4.5]",
-        run_dir=tmp_path / "run",
-    )
-    assert run.code == 0, run.err
-    result = run.result
-    assert result["state"] == "completed-with-missing-sites"
-    statuses = {
-        site: [record["sites"][site]["status"] for record in result["rounds"]]
-        for site in result["privacy"]["sites"]
-    }
-    assert statuses["hospital-1"] == ["trained", "refused", "refused"]
-    assert statuses["hospital-2"] == statuses["hospital-3"] == ["trained"] * 3
-    last = result["rounds"][-1]["sites"]["hospital-1"]
-    assert last["reason"] == "budget_exceeded"
-    spends = result["privacy"]["sites"]
-    assert spends["hospital-1"]["epsilon"] <= spends["hospital-1"]["epsilon_budget"] == 4.5
-    assert spends["hospital-2"]["epsilon"] > 4.5
-    assert spends["hospital-2"]["epsilon_budget"] is None
-
-
 def test_real_crops_train(simulate, tmp_path: Path):
     root = Path(__file__).parents[3] / "shared" / "data" / "cbis_ddsm_masses"
     if not root.is_dir():

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -56,14 +58,23 @@ def start(folder: Path, *, num_sites: int) -> Start:
     return Start(
         config=Config(
             privacy=PrivacyConfig(mechanism=Mechanism.none),
-            federation=FederationConfig(num_sites=num_sites, rounds=2, timeout_seconds=0.3),
+            federation=FederationConfig(
+                num_sites=num_sites,
+                rounds=2,
+                timeout_seconds=0.3,
+                wait_seconds=0.3,
+                min_sites=num_sites,
+            ),
         ),
         checkpoint=Checkpoint(
             run_id="r1",
             round=2,
             weights={"w": np.zeros(1, np.float32)},
-            history=({"sites": {"site-1": {"status": "trained", "reason": None}}},),
+            history=(
+                {"aggregated": True, "sites": {"site-1": {"status": "trained", "reason": None}}},
+            ),
         ),
+        sites=tuple(f"site-{n}" for n in range(1, num_sites + 1)),
         frozen_sha256="",
         checkpoints=folder,
         evaluate=lambda weights: {},
@@ -84,7 +95,7 @@ def server_identity(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_server_app_runs_the_rounds_and_hands_the_outcome_on(tmp_path: Path) -> None:
     outcomes: list[Outcome] = []
     grid = OneNode()
-    build(start(tmp_path, num_sites=1), outcomes.append)(grid, context())
+    build([start(tmp_path, num_sites=1)], outcomes.append)(grid, context())
     (outcome,) = outcomes
     assert outcome.state == "completed"
     assert outcome.sites == {"site-1": SiteDescription(site="site-1", num_patients=40)}
@@ -95,5 +106,16 @@ def test_the_server_app_runs_the_rounds_and_hands_the_outcome_on(tmp_path: Path)
 def test_a_failed_run_has_no_outcome(tmp_path: Path) -> None:
     outcomes: list[Outcome] = []
     with pytest.raises(RunFailed, match="1 of 2 sites"):
-        build(start(tmp_path, num_sites=2), outcomes.append)(OneNode(), context())
+        build([start(tmp_path, num_sites=2)], outcomes.append)(OneNode(), context())
     assert not outcomes
+
+
+def test_the_server_never_imports_what_reads_patients() -> None:
+    """Nor the training engine; it knows no hospital's code at all."""
+    check = (
+        "import sys, server.app; "
+        "print([name for name in sys.modules "
+        "if name.split('.')[0] in {'client', 'pydicom', 'nibabel', 'opacus', 'torch'}])"
+    )
+    done = subprocess.run([sys.executable, "-c", check], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"

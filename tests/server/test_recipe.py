@@ -1,24 +1,33 @@
 from __future__ import annotations
 
+from dataclasses import replace
+from pathlib import Path
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from common.config import (
     AccountantName,
+    AugmentConfig,
+    AugmentMode,
     ClippingKind,
     Config,
     EngineName,
     FederationConfig,
     Mechanism,
+    Personal,
     Precision,
     PrivacyConfig,
+    StrategyConfig,
+    StrategyName,
     TrainingConfig,
 )
+from common.errors import UsageError
 from common.messages import Recipe
 from common.privacy import accountants
 from common.privacy.events import PoissonGaussianSteps
-from server.recipe import default_delta, plan
+from server.recipe import Synthetic, default_delta, plan
 
 
 def config(privacy: PrivacyConfig, *, rounds: int = 4, steps: int = 5) -> Config:
@@ -125,6 +134,12 @@ def test_the_rest_is_what_the_configuration_says(
         "engine": "bookkeeping",
         "precision": "bf16",
         "augmentation_multiplicity": views,
+        "synthetic_ratio": 0.0,
+        "synthetic_as_patients": False,
+        "momentum": 0.9,
+        "proximal_mu": 0.0,
+        "controlled": False,
+        "personal": "none",
     }
 
 
@@ -132,3 +147,50 @@ def test_the_rest_is_what_the_configuration_says(
 def test_sites_are_told_the_engine(engine: EngineName) -> None:
     privacy = PrivacyConfig(noise_multiplier=1.0, engine=engine, images_per_patient=1)
     assert plan(config(privacy), num_patients=10).engine == engine.value
+
+
+@pytest.mark.parametrize("name", StrategyName)
+def test_sites_are_told_what_the_strategy_needs_of_them(name: StrategyName) -> None:
+    whole = config(PrivacyConfig(noise_multiplier=1.0))
+    whole.strategy = StrategyConfig(name=name, proximal_mu=0.3, personal=Personal.head)
+    whole.training = TrainingConfig(optimizer="sgd")
+    recipe = plan(whole, num_patients=10)
+    scaffold = name is StrategyName.scaffold
+    assert recipe.proximal_mu == (0.3 if name is StrategyName.fedprox else 0.0)
+    assert (recipe.controlled, recipe.momentum) == (scaffold, 0.0 if scaffold else 0.9)
+    assert recipe.personal == "head"
+
+
+GAN = PoissonGaussianSteps(sampling_rate=0.25, noise_multiplier=1.5, steps=40)
+
+
+def test_what_was_paid_for_synthetic_images_is_left_out_of_the_rest() -> None:
+    asked = Config(privacy=PrivacyConfig(epsilon=8.0, delta=1e-5))
+    recipe = plan(asked, num_patients=200, synthetic=Synthetic(num_images=10, paid=(GAN,)))
+    steps = PoissonGaussianSteps(
+        sampling_rate=recipe.sampling_rate,
+        noise_multiplier=recipe.noise_multiplier,
+        steps=recipe.steps * asked.federation.rounds,
+    )
+    together = accountants.build("pld").epsilon([GAN, steps], 1e-5)
+    assert 7.9 < together <= 8.0
+    assert recipe.noise_multiplier > plan(asked, num_patients=200).noise_multiplier
+
+
+def test_nothing_left_is_said() -> None:
+    asked = Config(privacy=PrivacyConfig(epsilon=3.0, delta=1e-5))
+    with pytest.raises(UsageError, match="synthetic images alone cost epsilon"):
+        plan(asked, num_patients=200, synthetic=Synthetic(paid=(GAN,)))
+
+
+def test_counted_as_patients_a_step_stays_as_large() -> None:
+    augment = AugmentConfig(mode=AugmentMode.mix, pool=Path("x"), counted_as_patients=True)
+    asked = Config(augment=augment, federation=FederationConfig(num_sites=3))
+    recipe = plan(asked, num_patients=300, synthetic=Synthetic(num_images=200))
+    drawn = recipe.sampling_rate * (300 + 3 * 200)
+    assert drawn == pytest.approx(asked.privacy.sampling_rate * 300)
+    assert (recipe.synthetic_ratio, recipe.synthetic_as_patients) == (0.0, True)
+    mixed = replace(asked, augment=replace(augment, counted_as_patients=False, ratio=0.5))
+    recipe = plan(mixed, num_patients=300, synthetic=Synthetic(num_images=200))
+    assert recipe.sampling_rate == asked.privacy.sampling_rate
+    assert (recipe.synthetic_ratio, recipe.synthetic_as_patients) == (0.5, False)

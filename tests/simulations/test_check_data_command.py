@@ -19,8 +19,8 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 from common.errors import UsageError
-from simulations.check_data_command import _Progress
 from simulations.cli import app
+from simulations.progress_bar import ProgressBar
 
 NUM_PATIENTS = 60
 COLUMNS = (
@@ -247,13 +247,13 @@ def test_phantoms_are_checked_without_a_folder(tmp_path: Path) -> None:
 
 def test_progress_tells_the_time_left(capsys: pytest.CaptureFixture[str]) -> None:
     plain = Console(file=io.StringIO())
-    with _Progress(plain, seconds_between_lines=0.0) as progress:
+    with ProgressBar(plain, seconds_between_lines=0.0) as progress:
         progress("decoding images", 1, 4)
         progress("decoding images", 2, 4)
     lines = capsys.readouterr().err.splitlines()
     assert re.fullmatch(r"decoding images: 2 of 4, about \d+ s left", lines[-1])
     terminal = Console(file=io.StringIO(), force_terminal=True, width=100)
-    with _Progress(terminal) as progress:
+    with ProgressBar(terminal) as progress:
         progress("decoding images", 1, 4)
         progress("reading DICOM headers", 4, 4)
     shown = terminal.file.getvalue()  # pyright: ignore[reportAttributeAccessIssue]

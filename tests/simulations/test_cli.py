@@ -19,7 +19,7 @@ def fedward(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
         cwd=cwd,
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=1200,
         check=False,
     )
 
@@ -154,7 +154,7 @@ def test_starts_without_torch_flower_or_ray(arguments: tuple[str, ...], tmp_path
         cwd=tmp_path,
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=1200,
         check=False,
     )
     assert ended.returncode == (0 if "--help" in arguments else 2)

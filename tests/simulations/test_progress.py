@@ -165,17 +165,27 @@ def test_the_live_table_shows_where_each_site_stands() -> None:
     show = screen.progress.show
     show(planned())
     assert screen.now().startswith("round 1/3")
-    assert screen.row("hospital-1") == ["hospital-1", "200", "?/8", "in training"]
+    assert screen.row("hospital-1") == ["hospital-1", "200", "?/8", "-", "in training"]
     first, second = (
         round_of(1, 0.61, site("trained", 5.0), REFUSED, site("failed", None, "no_reply")),
         round_of(2, None, site("trained", 6.5), REFUSED, site("trained", 5.0)),
     )
     show(first[0])
-    assert screen.row("hospital-1") == ["hospital-1", "200", "5.00/8", "trained"]
-    assert screen.row("hospital-2") == ["hospital-2", "150", "?/5", "in training"]
+    assert screen.row("hospital-1") == ["hospital-1", "200", "5.00/8", "-", "trained"]
+    assert screen.row("hospital-2") == ["hospital-2", "150", "?/5", "-", "in training"]
     show(first[1])
-    assert screen.row("hospital-2") == ["hospital-2", "150", "5.00/5", "refused (budget_exceeded)"]
+    assert screen.row("hospital-2") == [
+        "hospital-2",
+        "150",
+        "5.00/5",
+        "-",
+        "refused (budget_exceeded)",
+    ]
+    first[-1]["sites"]["hospital-1"] |= {"stops_after": 2}
+    first[-1]["sites"]["hospital-2"] = REFUSED | {"stops_after": 1}
     show(first[-1])
+    assert screen.row("hospital-1")[3] == "after round 2"
+    assert screen.row("hospital-2")[3] == "spent"
     assert "round 2/3  validation AUROC 0.610  about 60 s left" in screen.now()
     # The next round asks all but the one that left.
     assert screen.row("hospital-1")[-1] == "in training"
@@ -238,3 +248,22 @@ def test_events_of_no_interest_are_passed_over(capsys: pytest.CaptureFixture[str
 def test_complaints_are_one_line_on_standard_error(capsys: pytest.CaptureFixture[str]) -> None:
     complain("privacy.epsilon=0: must be above 0")
     assert capsys.readouterr() == ("", "Error: privacy.epsilon=0: must be above 0\n")
+
+
+def test_strangers_late_replies_and_the_end_of_a_budget_are_told(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    running_out = site("trained", 5.0) | {"stops_after": 2}
+    events = [
+        planned(),
+        {"event": "stranger", "site": "clinic-9", "problem": "not an approved site"},
+        *round_of(1, 0.6, running_out, site("trained", 5.0), site("trained", 5.0)),
+        {"event": "late", "site": "hospital-3", "round": 1},
+    ]
+    with Progress(config(), RUN) as progress:
+        for event in events:
+            progress.show(event)
+    said = capsys.readouterr().out
+    assert "clinic-9 is never asked to train: not an approved site" in said
+    assert "hospital-1 epsilon 5.00/8 (budget ends after round 2), hospital-2 eps" in said
+    assert "hospital-3 answered round 1 too late" in said

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from common.config import TaskKind
 from common.errors import UsageError
 from common.evaluation import Scored, evaluate
+from common.messages import Reason
 from common.task import Task
 from simulations.chart import interval_axis
 from simulations.report import Page, answer, charts, render, round_up, write
@@ -438,7 +439,7 @@ def test_image_level_is_not_sold_as_patient_level(result: Result) -> None:
 def test_a_refusal_and_its_reason_are_visible(result: Result) -> None:
     text = Outline(render(with_a_refusing_hospital(result))).text
     assert "hospital-2: 5 of 8, refused in the last." in text
-    assert "hospital-2 200 refused 5 of 8 6.10 6.5 one more round would have passed" in text
+    assert "hospital-2 200 refused 5 of 8 6.10 6.5 \u2013 one more round would have passed" in text
     assert "Hospitals in the last round 2 of 3" in text
 
 
@@ -631,3 +632,31 @@ def test_nothing_sticks_out_of_a_telephone(
     _, visible, needed = title[title.index("widths ") :].split()[:3]
     assert int(visible) > 300
     assert int(needed) <= int(visible)
+
+
+def test_the_end_of_a_budget_a_hospitals_own_privacy_and_a_failure_are_told(result: Result) -> None:
+    result["rounds"][-1]["sites"]["hospital-2"]["stops_after"] = 11
+    result["privacy"]["site_level"] = {
+        "epsilon": 3.141,
+        "delta": 1e-5,
+        "accountant": "pld",
+        "unit": "site",
+        "adjacency": "zero-out",
+        "noise_multiplier": 4.0,
+        "clip_norm": 0.5,
+        "rounds": 8,
+    }
+    page = render(result)
+    assert page.count("after round 11") == 1
+    assert "epsilon ≤ 3.15" in page
+    result |= {"state": "failed", "final": None, "ended": "round 9: <no> site"}
+    assert "Why: round 9: &lt;no&gt; site." in render(result)
+
+
+@pytest.mark.parametrize("reason", list(Reason))
+def test_every_reason_is_told_in_words(result: Result, reason: Reason) -> None:
+    last = result["rounds"][-1]["sites"]["hospital-2"]
+    last |= {"status": "failed", "reason": reason.value}
+    (row,) = [site for site in Page(result).sites if site.name == "hospital-2"]
+    assert row.reason
+    assert row.reason != reason.value

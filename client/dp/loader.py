@@ -1,0 +1,95 @@
+"""Patients drawn for a step, and the batches that hold their images."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from client.data.augmentation import Augmentation
+from client.data.cohort import Cohort
+from client.dp.patients import PatientBatch
+from common.config import AugmentationConfig
+from common.messages import Recipe
+
+
+class PoissonDraws:
+    """Draws patients by independent coins, and of each at most ``images_per_patient`` images."""
+
+    def __init__(self, cohort: Cohort, recipe: Recipe, rng: np.random.Generator) -> None:
+        self._images_of = _images_by_patient(cohort)
+        self._recipe = recipe
+        self._rng = rng
+
+    def draw(self) -> list[NDArray[np.int64]]:
+        """Rows of the images of one step, patient by patient."""
+        coins = self._rng.random(len(self._images_of))
+        drawn = np.flatnonzero(coins < self._recipe.sampling_rate)
+        return [self._choose(self._images_of[p]) for p in drawn if len(self._images_of[p])]
+
+    def _choose(self, images: NDArray[np.int64]) -> NDArray[np.int64]:
+        limit = self._recipe.images_per_patient
+        if len(images) <= limit:
+            return images
+        return self._rng.choice(images, size=limit, replace=False)
+
+
+def _images_by_patient(cohort: Cohort) -> list[NDArray[np.int64]]:
+    order = np.argsort(cohort.patients, kind="stable")
+    bounds = np.searchsorted(cohort.patients[order], np.arange(cohort.num_patients + 1))
+    return [order[bounds[p] : bounds[p + 1]] for p in range(cohort.num_patients)]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Loader:
+    """Makes batches of whole patients out of a cohort's images."""
+
+    cohort: Cohort
+    augmentation: Augmentation
+    views: int
+    most_images: int
+    generator: torch.Generator
+
+    @classmethod
+    def of(
+        cls,
+        cohort: Cohort,
+        recipe: Recipe,
+        augmentation: AugmentationConfig,
+        most_images: int | None,
+        seed: int,
+    ) -> Loader:
+        """As ``recipe`` says, within a site's own limit ``most_images`` if it has one."""
+        return cls(
+            cohort=cohort,
+            augmentation=Augmentation(config=augmentation),
+            views=recipe.augmentation_multiplicity,
+            most_images=min(recipe.physical_batch, most_images or recipe.physical_batch),
+            generator=torch.Generator().manual_seed(seed),
+        )
+
+    def batches(self, chosen: list[NDArray[np.int64]]) -> Iterator[PatientBatch]:
+        """Up to ``most_images`` images, views counted, but at least one patient at a time."""
+        group: list[NDArray[np.int64]] = []
+        for images in chosen:
+            if group and (sum(map(len, group)) + len(images)) * self.views > self.most_images:
+                yield self._batch(group)
+                group = []
+            group.append(images)
+        if group:
+            yield self._batch(group)
+
+    def _batch(self, group: list[NDArray[np.int64]]) -> PatientBatch:
+        rows = np.concatenate(group)
+        patients = np.repeat(np.arange(len(group)), [len(images) for images in group])
+        images = torch.from_numpy(np.ascontiguousarray(self.cohort.images[rows]))
+        views = self.augmentation.views(images, self.views, self.generator)
+        return PatientBatch(
+            images=views * 2.0 - 1.0,
+            labels=torch.from_numpy(self.cohort.labels[rows]).repeat_interleave(self.views, 0),
+            patients=torch.from_numpy(patients).repeat_interleave(self.views),
+            num_patients=len(group),
+        )

@@ -1,0 +1,1 @@
+"""Synthetic images at the site: generators, the images they make, what images are worth."""

@@ -1,0 +1,58 @@
+"""Who pays for synthetic images: their generator saw patients, and those have a ledger."""
+
+from __future__ import annotations
+
+from client.synthesis.image_set import ImageSet
+from common.errors import Refusal
+from common.messages import Reason
+from common.privacy.book import BookedLedger
+from common.privacy.budget import Budget
+from common.privacy.chain import State
+from common.privacy.events import NonPrivateRelease, within
+from common.privacy.ledger import Ledger
+from common.provenance import Kind
+
+
+class UnknownPool(Refusal):
+    """The ledger does not hold what the pool says this site paid for it."""
+
+    code = Reason.unknown_pool.value
+
+
+def charge_pool(
+    ledger: Ledger | BookedLedger, pool: ImageSet, *, site: str, study: str, budget: Budget
+) -> None:
+    """Make the ledger hold what ``pool`` cost this site's patients.
+
+    Nothing is charged for public images, or those made from other studies. What was trained
+    without privacy on these patients makes their epsilon infinite; once charged is enough. What
+    was trained with privacy on them is in the ledger already, under the requests that the
+    provenance names; it is looked up, in a ledger that outlives runs: one that began with this run
+    knows nothing of what its patients paid before.
+
+    Raises:
+        BudgetExceeded: if the site has a cap that this would pass.
+        UnknownPool: if what this site is said to have paid is not in the ledger.
+        LedgerError: if the ledger cannot record it.
+    """
+    made = pool.provenance
+    if not made.concerns(study):
+        return
+    if made.kind is Kind.not_private:
+        ledger.reserve(
+            request_id=pool.request_id,
+            events=(NonPrivateRelease(reason=f"synthetic images: {made.reason}"),),
+            purpose="synthetic images",
+            budget=budget,
+        )
+        ledger.commit(pool.request_id)
+        return
+    if not isinstance(ledger, BookedLedger):
+        raise UnknownPool(f"{site}: its ledger does not outlive runs")
+    paid = {e.request_id: e for e in ledger.entries() if e.state is not State.abandoned}
+    for charge in made.charges:
+        if charge.site != site:
+            continue
+        events = [event for name in charge.requests if name in paid for event in paid[name].events]
+        if not paid.keys() >= set(charge.requests) or not within(charge.events, events):
+            raise UnknownPool(f"{site}: its ledger does not hold what it is said to have paid")

@@ -1,0 +1,121 @@
+"""Training on synthetic images alone: no patient is in reach, nothing is noised."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor, nn
+
+from client.data.augmentation import Augmentation
+from client.data.cohort import Cohort
+from client.dp.gradients import PlainStep
+from client.dp.patients import PatientBatch
+from common.config import AugmentationConfig, Precision
+from common.errors import UsageError
+from common.files import write_atomically
+
+_METADATA = "fedward.pretraining"
+_MOMENTS = ("exp_avg", "exp_avg_sq", "step")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Pretraining:
+    """How long, and how."""
+
+    epochs: int
+    batch_size: int
+    learning_rate: float
+    seed: int
+    augmentation: AugmentationConfig
+    precision: Precision = Precision.fp32
+
+
+def pretrain(
+    model: nn.Module,
+    pool: Cohort,
+    how: Pretraining,
+    *,
+    state: Path,
+    observe: Callable[[int], None],
+) -> None:
+    """Train the trainable weights of ``model`` in place, by Adam over shuffled batches.
+
+    Args:
+        model: whose logits fit the pool's labels.
+        pool: synthetic images.
+        how: epochs, batches and so on.
+        state: file that is written after each epoch, and from which a stopped training goes on
+            with the same result.
+        observe: told after each epoch how many are done.
+
+    Raises:
+        UsageError: if ``state`` is there and is not of this training.
+    """
+    named = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    optimizer = torch.optim.Adam(named.values(), lr=how.learning_rate)
+    done = _resume(state, named, optimizer)
+    model.train()
+    for epoch in range(done, how.epochs):
+        rng = np.random.default_rng((how.seed, epoch))
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(int(rng.integers(2**63)))  # dropout and the like
+            for batch in _batches(pool, how, rng):
+                step = PlainStep(
+                    model,
+                    optimizer,
+                    expected_patients=batch.num_patients,
+                    precision=how.precision,
+                )
+                step.step([batch])
+        write_atomically(state, _saved(epoch + 1, named, optimizer))
+        observe(epoch + 1)
+
+
+def _batches(pool: Cohort, how: Pretraining, rng: np.random.Generator) -> Iterator[PatientBatch]:
+    generator = torch.Generator().manual_seed(int(rng.integers(2**63)))
+    change = Augmentation(config=how.augmentation)
+    order = rng.permutation(len(pool.labels))
+    for start in range(0, len(order), how.batch_size):
+        rows = order[start : start + how.batch_size]
+        images = torch.from_numpy(np.ascontiguousarray(pool.images[rows]))
+        yield PatientBatch(
+            images=change.views(images, 1, generator) * 2.0 - 1.0,
+            labels=torch.from_numpy(pool.labels[rows]),
+            patients=torch.arange(len(rows)),
+            num_patients=len(rows),
+        )
+
+
+def _saved(epoch: int, named: dict[str, nn.Parameter], optimizer: torch.optim.Adam) -> bytes:
+    tensors: dict[str, Tensor] = {}
+    for name, parameter in named.items():
+        tensors[f"weight/{name}"] = parameter.detach()
+        moments = cast("dict[str, Tensor]", optimizer.state[parameter])
+        tensors |= {f"{moment}/{name}": moments[moment] for moment in _MOMENTS}
+    contiguous = {name: tensor.contiguous() for name, tensor in tensors.items()}
+    return save(contiguous, metadata={_METADATA: json.dumps({"epoch": epoch})})
+
+
+def _resume(state: Path, named: dict[str, nn.Parameter], optimizer: torch.optim.Adam) -> int:
+    if not state.exists():
+        return 0
+    try:
+        with cast("Any", safe_open(str(state), framework="pt")) as file:
+            epoch = int(json.loads(file.metadata()[_METADATA])["epoch"])
+            for name, parameter in named.items():
+                with torch.no_grad():
+                    parameter.copy_(file.get_tensor(f"weight/{name}"))
+                moments = {moment: file.get_tensor(f"{moment}/{name}") for moment in _MOMENTS}
+                optimizer.state[parameter] = moments
+    except (SafetensorError, RuntimeError, KeyError, TypeError, ValueError) as error:
+        text = " ".join(str(error).split())
+        raise UsageError(f"{state}: not the state of this pretraining ({text})") from error
+    return epoch

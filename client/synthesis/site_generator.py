@@ -1,0 +1,107 @@
+"""The generator that a federation trains, as one site sees it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+
+from client.data.cohort import Cohort
+from client.dp.memory import images_that_fit
+from client.dp.training import RoundSeeds
+from client.local_model import LocalTraining, ModelMismatch, Surroundings
+from client.synthesis.gan import GanTrainee, gan_engine, made_up_pairs, train_gan_round
+from client.synthesis.kernel import KernelTrainee, kernel_engine, train_kernel_round
+from common.config import Precision
+from common.errors import UsageError
+from common.generators.blueprint import Blueprint
+from common.generators.conditional_gan import ConditionalGan
+from common.generators.moments import MomentGenerator
+from common.generators.settings import GanSettings
+from common.messages import Recipe
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SiteGenerator:
+    """How the site builds the shared generator (public); see `LocalModel`."""
+
+    blueprint: Blueprint
+    seed: int
+
+    def build(self) -> ConditionalGan | MomentGenerator:
+        """A fresh generator; all of its weights are trained."""
+        return self.blueprint.build(self.seed)
+
+    def prepare(self, recipe: Recipe, around: Surroundings) -> LocalTraining:
+        """See `LocalModel`."""
+        try:
+            return self._prepared(recipe, around)
+        except UsageError as error:
+            raise ModelMismatch(str(error)) from error
+
+    def _prepared(self, recipe: Recipe, around: Surroundings) -> LocalTraining:
+        model, settings = self.build(), self.blueprint.settings
+        if isinstance(model, MomentGenerator):
+            engine = kernel_engine(model, recipe) if recipe.private else None
+            return _Moments(trainee=KernelTrainee(model=model, engine=engine))
+        assert isinstance(settings, GanSettings)
+        return _Gan(
+            trainee=GanTrainee(
+                gan=model,
+                engine=gan_engine(model, recipe, settings) if recipe.private else None,
+                settings=settings,
+                augmentation=around.augmentation,
+                most_images=_images_that_fit(model, recipe, around.memory_bytes),
+            )
+        )
+
+
+def _images_that_fit(gan: ConditionalGan, recipe: Recipe, limit: float | None) -> int | None:
+    if limit is None:
+        return None
+    batch, precision = made_up_pairs(gan), Precision(recipe.precision)
+    return images_that_fit(gan.discriminator, batch, precision, limit_bytes=limit)
+
+
+def _refuse_corrections(recipe: Recipe, shift: Mapping[str, Tensor] | None) -> None:
+    if recipe.proximal_mu or shift:
+        raise ValueError("generators are trained without corrections of drift")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Gan:
+    trainee: GanTrainee
+
+    @property
+    def model(self) -> nn.Module:
+        return self.trainee.gan
+
+    def train(
+        self,
+        cohort: Cohort,
+        recipe: Recipe,
+        seeds: RoundSeeds,
+        shift: Mapping[str, Tensor] | None = None,
+    ) -> None:
+        _refuse_corrections(recipe, shift)
+        train_gan_round(self.trainee, cohort, recipe, seeds)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Moments:
+    trainee: KernelTrainee
+
+    @property
+    def model(self) -> nn.Module:
+        return self.trainee.model
+
+    def train(
+        self,
+        cohort: Cohort,
+        recipe: Recipe,
+        seeds: RoundSeeds,
+        shift: Mapping[str, Tensor] | None = None,
+    ) -> None:
+        _refuse_corrections(recipe, shift)
+        train_kernel_round(self.trainee, cohort, recipe, seeds)

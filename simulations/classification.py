@@ -1,0 +1,109 @@
+"""The job of ``fedward simulate``: hospitals train a classifier together."""
+
+from __future__ import annotations
+
+from client.dp import engines
+from client.dp.check import check_engine, made_up_batch
+from common import models
+from common.config import AugmentMode, Config, EngineName
+from common.errors import RunFailed, UsageError
+from common.messages import SiteDescription
+from common.seeds import SimulatedSeeds
+from server.checkpoint import Checkpoint
+from server.end_state import EndState
+from server.recipe import plan
+from server.rounds import Outcome, Start
+from simulations.evaluation import HeldOut
+from simulations.outcome import conclude, fail
+from simulations.pool import charge_sites, plan_facts
+from simulations.pretraining import pretrained
+from simulations.scene import Scene
+from simulations.sites import Hospitals, shared_model
+
+
+def classify(scene: Scene) -> None:
+    """Train, test, write the result.
+
+    Raises:
+        UsageError: if something of the configuration cannot be done.
+        RunFailed: if the federation could not finish.
+    """
+    hospitals, run_dir = scene.hospitals, scene.run_dir
+    config = _begun(scene)
+    scene.stage("building the model")
+    if config.privacy.private:
+        _check_engine(config, hospitals)
+    model = shared_model(config, hospitals.num_classes, hospitals.depth).build()
+    personal = config.strategy.personal
+    validation = HeldOut(model, hospitals.task, hospitals.val, personal)
+    test = HeldOut(model, hospitals.task, hospitals.test, personal)
+    test.check("test")
+    sites = scene.sites(config)
+    start = Start(
+        config=config,
+        sites=scene.approved(),
+        checkpoint=scene.checkpoint()
+        or Checkpoint(run_id=scene.run_id, round=0, weights=models.shared_weights(model, personal)),
+        frozen_sha256=models.frozen_sha256(model),
+        checkpoints=run_dir.checkpoints,
+        evaluate=lambda weights: {"split": "val", "auroc": validation.auroc(weights)},
+        observe=scene.observe,
+        synthetic=plan_facts(hospitals.pool, config),
+        seeds=SimulatedSeeds(run_seed=config.seed, site="server"),
+    )
+    try:
+        if config.augment.mode is AugmentMode.pretrain:
+            outcome = _as_it_is(start, hospitals)
+        else:
+            (outcome,) = scene.federate([start], sites)
+    except RunFailed as error:
+        fail(hospitals, sites, str(error))
+        raise
+    scene.stage("testing the final model")
+    result = conclude(hospitals, sites, outcome, test)
+    scene.observe({"event": "done", "result": result})
+
+
+def _begun(scene: Scene) -> Config:
+    """The configuration after synthetic images have been paid for, and trained on."""
+    config, pool = scene.config, scene.hospitals.pool
+    if pool is None:
+        return config
+    charge_sites(pool, scene.sites(config))
+    if not config.augment.pretrains:
+        return config
+    scene.stage(f"training on {pool.cohort.num_patients} synthetic images")
+    num_classes = scene.hospitals.num_classes
+    return pretrained(config, pool, num_classes, scene.run_dir, scene.observe)
+
+
+def _as_it_is(start: Start, hospitals: Hospitals) -> Outcome:
+    """The model as it begins; no hospital is asked."""
+    num_patients = sum(hospitals.sites.values())
+    return Outcome(
+        state=EndState.completed,
+        recipe=plan(start.config, num_patients=num_patients, synthetic=start.synthetic),
+        sites={
+            name: SiteDescription(site=name, num_patients=number)
+            for name, number in hospitals.sites.items()
+        },
+        checkpoint=start.checkpoint,
+    )
+
+
+def _check_engine(config: Config, hospitals: Hospitals) -> None:
+    """Refuse a model that private training does not cover before any site is asked."""
+    name = config.privacy.engine
+    model = shared_model(config, hospitals.num_classes, hospitals.depth).build()
+    batch = made_up_batch(
+        hospitals.val.images.shape[1:],
+        num_outputs=hospitals.num_classes,
+        multilabel=hospitals.val.labels.ndim > 1,
+        one_image_each=name is EngineName.opacus_ghost,
+    )
+    try:
+        check_engine(model, engines.build(name, model), batch)
+    except UsageError as error:
+        raise UsageError(
+            f"model={config.model.name} finetune={config.finetune.mode.value}: {error}"
+        ) from error
