@@ -11,12 +11,13 @@ from client.data.cohort import Cohort
 from client.dp import engines
 from client.dp.check import check_engine, made_up_batch
 from client.dp.clipping import Clipping
-from client.dp.engine import Engine
+from client.dp.engine import BookkeepingEngine, Engine
 from client.dp.memory import images_that_fit
 from client.dp.training import RoundSeeds, Trainee, train_round
+from client.frozen import FrozenBackbone
 from client.local_model import LocalTraining, ModelMismatch, Surroundings
 from common import models
-from common.config import EngineName, FinetuneConfig, ModelConfig, Precision
+from common.config import AugmentationConfig, EngineName, FinetuneConfig, ModelConfig, Precision
 from common.errors import UsageError
 from common.messages import Recipe
 
@@ -46,6 +47,9 @@ class SiteModel:
     def prepare(self, recipe: Recipe, around: Surroundings) -> LocalTraining:
         """See `LocalModel`."""
         model = self.build()
+        backbone = self._backbone(model, recipe, around)
+        if backbone is not None:
+            return _HeadTraining(model, backbone, recipe, around)
         engine, most_images = None, None
         if recipe.private:
             try:
@@ -61,6 +65,21 @@ class SiteModel:
                 pool=around.pool,
             )
         )
+
+    def _backbone(
+        self, model: nn.Module, recipe: Recipe, around: Surroundings
+    ) -> FrozenBackbone | None:
+        """What need not be computed anew in each step, if the recipe allows to leave it out."""
+        as_it_is = (
+            around.augmentation == AugmentationConfig()
+            and recipe.augmentation_multiplicity == 1
+            and recipe.precision == Precision.fp32.value
+            and recipe.engine == EngineName.bookkeeping.value
+            and not (recipe.proximal_mu or recipe.controlled)
+        )
+        if not as_it_is:
+            return None
+        return FrozenBackbone.of(model, around.cohort.images.shape[1:])
 
     def _engine_of(
         self, model: nn.Module, recipe: Recipe, around: Surroundings
@@ -101,3 +120,55 @@ class _Training:
         shift: Mapping[str, Tensor] | None = None,
     ) -> None:
         train_round(replace(self.trainee, shift=shift), cohort, recipe, seeds)
+
+
+class _HeadTraining:
+    """Training of the last layer on features that were computed once."""
+
+    def __init__(
+        self, model: nn.Module, backbone: FrozenBackbone, recipe: Recipe, around: Surroundings
+    ) -> None:
+        self.model = model
+        self._features = backbone.features(around.cohort.images, around.cache)
+        pool = around.pool
+        if pool is not None:
+            pool = replace(pool, images=backbone.features(pool.images, around.cache))
+        engine, most_images = None, None
+        if recipe.private:
+            try:
+                engine, most_images = self._engine(backbone.head, around)
+            except UsageError as error:
+                raise ModelMismatch(str(error)) from error
+        self._trainee = Trainee(
+            model=backbone.head,
+            engine=engine,
+            most_images=most_images,
+            pool=pool,
+            takes_features=True,
+        )
+
+    def train(
+        self,
+        cohort: Cohort,
+        recipe: Recipe,
+        seeds: RoundSeeds,
+        shift: Mapping[str, Tensor] | None = None,
+    ) -> None:
+        """See `LocalTraining`."""
+        if shift:
+            raise ValueError("this training was prepared for recipes without a shift")
+        train_round(self._trainee, replace(cohort, images=self._features), recipe, seeds)
+
+    def _engine(self, head: nn.Linear, around: Surroundings) -> tuple[Engine, int | None]:
+        engine = BookkeepingEngine(head)
+        batch = made_up_batch(
+            self._features.shape[1:],
+            num_outputs=head.out_features,
+            multilabel=around.cohort.labels.ndim > 1,
+            one_image_each=False,
+        )
+        check_engine(head, engine, batch)
+        if around.memory_bytes is None:
+            return engine, None
+        fit = images_that_fit(head, batch, Precision.fp32, limit_bytes=around.memory_bytes)
+        return engine, fit

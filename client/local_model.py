@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Protocol
 
 from torch import Tensor, nn
@@ -30,12 +31,14 @@ class Surroundings:
         augmentation: how images are changed at random when they are used.
         memory_bytes: what one training step may take; no bound of the site's own if ``None``.
         pool: synthetic images to mix in.
+        cache: folder for what a frozen backbone says of images.
     """
 
     cohort: Cohort
     augmentation: AugmentationConfig = field(default_factory=AugmentationConfig)
     memory_bytes: float | None = None
     pool: Cohort | None = None
+    cache: Path | None = None
 
 
 class LocalTraining(Protocol):

@@ -60,6 +60,7 @@ class SiteSetup:
         memory_bytes: what one training step may take; no bound of the site's own if ``None``.
         study: name of the study that the cohort is of (public).
         pool: synthetic images that the site uses.
+        cache: folder for what a frozen backbone says of images.
     """
 
     name: str
@@ -75,6 +76,7 @@ class SiteSetup:
     memory_bytes: float | None = None
     study: str = ""
     pool: ImageSet | None = None
+    cache: Path | None = None
 
     def open_ledger(self, unit: Unit) -> Ledger | BookedLedger:
         """The cohort's ledger, verified.
@@ -112,7 +114,7 @@ class Site:
         self._setup = setup
         self._lock = threading.Lock()  # one model; and two trainings of a request are two noises
         self._training: LocalTraining | None = None
-        self._kind: tuple[bool, str, str, str] | None = None
+        self._kind: tuple[object, ...] | None = None
         self._frozen_sha256 = ""
         self._first: Weights | None = None  # the weights that the model was built with
         self._shift: Weights = {}
@@ -168,19 +170,18 @@ class Site:
             augmentation=setup.augmentation,
             memory_bytes=setup.memory_bytes,
             pool=None if setup.pool is None else setup.pool.cohort,
+            cache=setup.cache,
         )
 
     def _prepared(self, request: TrainRequest) -> LocalTraining:
         """The warm model with the request's weights, checked before anything is reserved."""
         recipe = request.recipe
-        kind = (recipe.private, recipe.engine, recipe.precision, recipe.clipping)
+        kind = _kind_of(recipe)
         if self._training is None:
             self._training, self._kind = self._setup.model.prepare(recipe, self._around()), kind
             self._frozen_sha256 = models.frozen_sha256(self._training.model)
         if self._kind != kind:
-            raise ModelMismatch(
-                "this site's model is warm for another engine, precision or clipping"
-            )
+            raise ModelMismatch("this site's model is warm for another kind of recipe")
         if request.frozen_sha256 != self._frozen_sha256:
             raise ModelMismatch("frozen weights differ from the server's")
         kept = None
@@ -280,6 +281,19 @@ def units(cohort: Cohort, unit: str) -> Cohort:
         patients=np.arange(num_images),
         num_patients=num_images,
         patient_ids=tuple(map(str, range(num_images))),
+    )
+
+
+def _kind_of(recipe: Recipe) -> tuple[object, ...]:
+    """What a warm model was prepared for; everything else of a recipe may change."""
+    return (
+        recipe.private,
+        recipe.engine,
+        recipe.precision,
+        recipe.clipping,
+        recipe.augmentation_multiplicity,
+        recipe.proximal_mu > 0,
+        recipe.controlled,
     )
 
 

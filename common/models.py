@@ -168,6 +168,15 @@ def _head_names(model: nn.Module) -> set[str]:
     return {name for name, parameter in model.named_parameters() if parameter in mine}
 
 
+def last_layer(model: nn.Module) -> nn.Linear | None:
+    """The layer that makes the logits, if it is linear and all that is trained."""
+    head = cast("Any", getattr(model, "get_classifier", lambda: None))()
+    if not isinstance(head, nn.Linear):
+        return None
+    trained = {parameter for parameter in model.parameters() if parameter.requires_grad}
+    return head if trained == set(head.parameters()) else None
+
+
 def local_names(model: nn.Module, layers: Personal) -> set[str]:
     """Names of the trainable weights of layers that stay at a site."""
     match layers:

@@ -18,7 +18,7 @@ from simulations.outcome import conclude, fail
 from simulations.pool import charge_sites, plan_facts
 from simulations.pretraining import pretrained
 from simulations.scene import Scene
-from simulations.sites import Hospitals, shared_model
+from simulations.sites import Hospitals, features_cache, shared_model
 
 
 def classify(scene: Scene) -> None:
@@ -35,8 +35,9 @@ def classify(scene: Scene) -> None:
         _check_engine(config, hospitals)
     model = shared_model(config, hospitals.num_classes, hospitals.depth).build()
     personal = config.strategy.personal
-    validation = HeldOut(model, hospitals.task, hospitals.val, personal)
-    test = HeldOut(model, hospitals.task, hospitals.test, personal)
+    cache = features_cache(config)
+    validation = HeldOut(model, hospitals.task, hospitals.val, personal, cache=cache)
+    test = HeldOut(model, hospitals.task, hospitals.test, personal, cache=cache)
     test.check("test")
     sites = scene.sites(config)
     start = Start(

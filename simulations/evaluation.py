@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -10,6 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from client.data.cohort import Cohort
+from client.frozen import FrozenBackbone
 from common import models
 from common.config import Personal, TaskKind
 from common.errors import UsageError
@@ -33,13 +35,22 @@ class HeldOut:
     """
 
     def __init__(
-        self, model: nn.Module, task: Task, cohort: Cohort, personal: Personal = Personal.none
+        self,
+        model: nn.Module,
+        task: Task,
+        cohort: Cohort,
+        personal: Personal = Personal.none,
+        *,
+        cache: Path | None = None,
     ) -> None:
         self._model = model
         self._begun = models.trainable_weights(model)
         self._own = models.local_names(model, personal)
         self._task = task
         self._cohort = cohort
+        self._cache = cache
+        self._features: NDArray[np.float32] | None = None
+        self._backbone = FrozenBackbone.of(model, cohort.images.shape[1:])
 
     def check(self, part: str) -> None:
         """Refuse a cohort on which no final figure can be measured, before anything is trained.
@@ -80,9 +91,7 @@ class HeldOut:
         """(N, L) probability of each name of the task; of the one finding of a binary task."""
         begun = {name: self._begun[name] for name in self._own}
         models.load_trainable_weights(self._model, {**begun, **weights})
-        self._model.eval()
-        with torch.inference_mode():
-            logits = torch.cat([self._model(batch) for batch in self._batches()]).double()
+        logits = self._logits().double()
         match self._task.kind:
             case TaskKind.binary:
                 return logits.softmax(dim=1)[:, 1:].numpy()
@@ -90,6 +99,16 @@ class HeldOut:
                 return logits.softmax(dim=1).numpy()
             case TaskKind.multilabel:
                 return logits.sigmoid().numpy()
+
+    def _logits(self) -> Tensor:
+        if self._backbone is None:
+            self._model.eval()
+            with torch.inference_mode():
+                return torch.cat([self._model(batch) for batch in self._batches()])
+        if self._features is None:
+            self._features = self._backbone.features(self._cohort.images, self._cache)
+        with torch.inference_mode():
+            return self._backbone.head(torch.from_numpy(self._features))
 
     def _scored(self, weights: Weights) -> Scored:
         return Scored(

@@ -38,6 +38,11 @@ class RunDir:
         return self.path / "checkpoints"
 
     @property
+    def tracking(self) -> Path:
+        """Event files for TensorBoard."""
+        return self.path / "tensorboard"
+
+    @property
     def log(self) -> Path:
         """What Flower, Ray and the sites printed."""
         return self.path / "log.txt"

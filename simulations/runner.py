@@ -78,6 +78,18 @@ def _end_with_parent() -> None:
 
 def _simulate(config: Config, run_dir: RunDir, ray_dir: Path, observe: Observe) -> None:
     ray = _RayStart(config, ray_dir)
+    from server.tracking import Tracking
+
+    with Tracking(run_dir.tracking) as tracking:
+
+        def both(event: dict[str, Any]) -> None:
+            observe(event)
+            tracking.take(event)
+
+        _do_job(config, run_dir, ray, both)
+
+
+def _do_job(config: Config, run_dir: RunDir, ray: _RayStart, observe: Observe) -> None:
     observe({"event": "stage", "text": f"reading the study {config.data.name}"})
     from simulations.scene import Scene
     from simulations.sites import prepare

@@ -280,6 +280,7 @@ class SimulatedSites:
             memory_bytes=_memory_bytes(self.config),
             study=self.config.data.name,
             pool=open_pool(self.run_dir),
+            cache=features_cache(self.config),
         )
 
     def _model(self, depth: int | None) -> LocalModel:
@@ -297,6 +298,12 @@ class SimulatedSites:
         if self.config.simulation.ledger_dir is None:
             return seed
         return derive_seed(seed, self.run_dir.run_id.read_text().strip())
+
+
+def features_cache(config: Config) -> Path | None:
+    """Where features of images are kept, beside decoded images."""
+    folder = config.data.cache_dir
+    return None if folder is None else folder / "features"
 
 
 def _memory_bytes(config: Config) -> float | None:

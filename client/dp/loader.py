@@ -45,13 +45,17 @@ def _images_by_patient(cohort: Cohort) -> list[NDArray[np.int64]]:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Loader:
-    """Makes batches of whole patients out of a cohort's images."""
+    """Makes batches of whole patients out of a cohort's images.
+
+    Images in [0, 1] are changed at random and spread over [-1, 1]; features stay as they are.
+    """
 
     cohort: Cohort
     augmentation: Augmentation
     views: int
     most_images: int
     generator: torch.Generator
+    as_they_are: bool = False
 
     @classmethod
     def of(
@@ -86,9 +90,10 @@ class Loader:
         rows = np.concatenate(group)
         patients = np.repeat(np.arange(len(group)), [len(images) for images in group])
         images = torch.from_numpy(np.ascontiguousarray(self.cohort.images[rows]))
-        views = self.augmentation.views(images, self.views, self.generator)
+        if not self.as_they_are:
+            images = self.augmentation.views(images, self.views, self.generator) * 2.0 - 1.0
         return PatientBatch(
-            images=views * 2.0 - 1.0,
+            images=images,
             labels=torch.from_numpy(self.cohort.labels[rows]).repeat_interleave(self.views, 0),
             patients=torch.from_numpy(patients).repeat_interleave(self.views),
             num_patients=len(group),

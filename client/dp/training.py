@@ -46,6 +46,7 @@ class Trainee:
         augmentation: how its images are changed.
         most_images: at most so many in memory, if the site's memory says so.
         pool: synthetic images for recipes that mix them in.
+        takes_features: whether cohorts hold what the model takes, and no images in [0, 1].
         losses_of: what training without privacy makes small; an engine knows its own.
         shift: added to each released gradient; see `client.dp.drift`.
     """
@@ -55,6 +56,7 @@ class Trainee:
     augmentation: AugmentationConfig = field(default_factory=AugmentationConfig)
     most_images: int | None = None
     pool: Cohort | None = None
+    takes_features: bool = False
     losses_of: ImageLosses = image_losses
     shift: Mapping[str, Tensor] | None = None
 
@@ -74,6 +76,7 @@ def train_round(trainee: Trainee, cohort: Cohort, recipe: Recipe, seeds: RoundSe
     step = _step_gradient(trainee, recipe, mixture, seeds.noise)
     seed = int(rng.integers(2**63))
     loader = Loader.of(cohort, recipe, trainee.augmentation, trainee.most_images, seed)
+    loader = replace(loader, as_they_are=trainee.takes_features)
     draws = PoissonDraws(cohort, recipe, rng)
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(int(rng.integers(2**63)))  # dropout, stochastic depth

@@ -488,7 +488,7 @@ def test_a_site_with_too_little_memory_refuses_before_anything_is_reserved(
     setup: SiteSetup,
 ) -> None:
     assert_refused(
-        Site(replace(setup, memory_bytes=1e4)).train(make_request()), Reason.model_mismatch
+        Site(replace(setup, memory_bytes=1e3)).train(make_request()), Reason.model_mismatch
     )
     assert states(setup) == []
 

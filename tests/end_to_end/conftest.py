@@ -76,8 +76,13 @@ def small() -> tuple[str, ...]:
 
 @pytest.fixture(scope="session")
 def first_run(tmp_path_factory: pytest.TempPathFactory) -> Finished:
-    """A small private run that several tests look at."""
-    return _simulate(*SMALL, run_dir=tmp_path_factory.mktemp("first") / "run")
+    """A small private run that several tests look at, beside packages with names of ours."""
+    folder = tmp_path_factory.mktemp("first")
+    for name in ("client", "common", "server", "simulations", "configs"):
+        stray = folder / name
+        stray.mkdir()
+        (stray / "__init__.py").write_text("raise RuntimeError('a stray package was imported')")
+    return _simulate(*SMALL, run_dir=folder / "run")
 
 
 class Running:

@@ -87,6 +87,7 @@ def in_process(monkeypatch: pytest.MonkeyPatch) -> Simulate:
         *overrides: str,
         job: Job = Job.classify,
         federate: Callable[..., list[Outcome]] = _federate,
+        observe: Callable[[dict[str, Any]], None] = lambda event: None,
     ) -> list[dict[str, Any]]:
         primary = "synthesize" if job is Job.synthesize else "config"
         config = configs.load([*overrides, f"run_dir={path}"], primary=primary)
@@ -95,11 +96,16 @@ def in_process(monkeypatch: pytest.MonkeyPatch) -> Simulate:
         if not run_dir.run_id.exists():
             run_dir.run_id.write_text(path.name)
         events: list[dict[str, Any]] = []
+
+        def both(event: dict[str, Any]) -> None:
+            events.append(event)
+            observe(event)
+
         scene = Scene(
             config=of_synthesis(config) if job is Job.synthesize else config,
             run_dir=run_dir,
             hospitals=prepare(config, run_dir),
-            observe=events.append,
+            observe=both,
             federate=federate,
         )
         (synthesize if job is Job.synthesize else classify)(scene)

@@ -154,3 +154,12 @@ def test_a_site_past_its_cap_refuses_and_the_others_go_on(in_process: Any, tmp_p
     assert spends["hospital-1"]["epsilon"] <= spends["hospital-1"]["epsilon_budget"] == 4.5
     assert spends["hospital-2"]["epsilon"] > 4.5
     assert spends["hospital-2"]["epsilon_budget"] is None
+
+
+def test_same_seed_same_weights(in_process: Any, tmp_path: Path) -> None:
+    finals = [
+        in_process(tmp_path / name, *SMALL, f"seed={seed}")[-1]["result"]["final"]
+        for name, seed in (("one", 5), ("again", 5), ("other", 6))
+    ]
+    assert finals[0] == finals[1]
+    assert finals[0]["weights_sha256"] != finals[2]["weights_sha256"]
