@@ -28,7 +28,8 @@ def charge_pool(
     without privacy on these patients makes their epsilon infinite; once charged is enough. What
     was trained with privacy on them is in the ledger already, under the requests that the
     provenance names; it is looked up, in a ledger that outlives runs: one that began with this run
-    knows nothing of what its patients paid before.
+    knows nothing of what its patients paid before. A site that the provenance does not name cannot
+    tell whether its patients are behind the images under another name, so it does not use them.
 
     Raises:
         BudgetExceeded: if the site has a cap that this would pass.
@@ -50,9 +51,10 @@ def charge_pool(
     if not isinstance(ledger, BookedLedger):
         raise UnknownPool(f"{site}: its ledger does not outlive runs")
     paid = {e.request_id: e for e in ledger.entries() if e.state is not State.abandoned}
-    for charge in made.charges:
-        if charge.site != site:
-            continue
+    mine = [charge for charge in made.charges if charge.site == site]
+    if not mine:
+        raise UnknownPool(f"{site}: the provenance does not say what its patients paid")
+    for charge in mine:
         events = [event for name in charge.requests if name in paid for event in paid[name].events]
         if not paid.keys() >= set(charge.requests) or not within(charge.events, events):
             raise UnknownPool(f"{site}: its ledger does not hold what it is said to have paid")

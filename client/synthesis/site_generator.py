@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 
 from torch import Tensor, nn
 
@@ -44,17 +45,17 @@ class SiteGenerator:
         model, settings = self.build(), self.blueprint.settings
         if isinstance(model, MomentGenerator):
             engine = kernel_engine(model, recipe) if recipe.private else None
-            return _Moments(trainee=KernelTrainee(model=model, engine=engine))
+            kernel = KernelTrainee(model=model, engine=engine)
+            return _Training(model=model, hold_round=partial(train_kernel_round, kernel))
         assert isinstance(settings, GanSettings)
-        return _Gan(
-            trainee=GanTrainee(
-                gan=model,
-                engine=gan_engine(model, recipe, settings) if recipe.private else None,
-                settings=settings,
-                augmentation=around.augmentation,
-                most_images=_images_that_fit(model, recipe, around.memory_bytes),
-            )
+        trainee = GanTrainee(
+            gan=model,
+            engine=gan_engine(model, recipe, settings) if recipe.private else None,
+            settings=settings,
+            augmentation=around.augmentation,
+            most_images=_images_that_fit(model, recipe, around.memory_bytes),
         )
+        return _Training(model=model, hold_round=partial(train_gan_round, trainee))
 
 
 def _images_that_fit(gan: ConditionalGan, recipe: Recipe, limit: float | None) -> int | None:
@@ -64,18 +65,10 @@ def _images_that_fit(gan: ConditionalGan, recipe: Recipe, limit: float | None) -
     return images_that_fit(gan.discriminator, batch, precision, limit_bytes=limit)
 
 
-def _refuse_corrections(recipe: Recipe, shift: Mapping[str, Tensor] | None) -> None:
-    if recipe.proximal_mu or shift:
-        raise ValueError("generators are trained without corrections of drift")
-
-
 @dataclass(frozen=True, kw_only=True, slots=True)
-class _Gan:
-    trainee: GanTrainee
-
-    @property
-    def model(self) -> nn.Module:
-        return self.trainee.gan
+class _Training:
+    model: nn.Module
+    hold_round: Callable[[Cohort, Recipe, RoundSeeds], None]
 
     def train(
         self,
@@ -84,24 +77,6 @@ class _Gan:
         seeds: RoundSeeds,
         shift: Mapping[str, Tensor] | None = None,
     ) -> None:
-        _refuse_corrections(recipe, shift)
-        train_gan_round(self.trainee, cohort, recipe, seeds)
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class _Moments:
-    trainee: KernelTrainee
-
-    @property
-    def model(self) -> nn.Module:
-        return self.trainee.model
-
-    def train(
-        self,
-        cohort: Cohort,
-        recipe: Recipe,
-        seeds: RoundSeeds,
-        shift: Mapping[str, Tensor] | None = None,
-    ) -> None:
-        _refuse_corrections(recipe, shift)
-        train_kernel_round(self.trainee, cohort, recipe, seeds)
+        if recipe.proximal_mu or shift:
+            raise ValueError("generators are trained without corrections of drift")
+        self.hold_round(cohort, recipe, seeds)

@@ -165,6 +165,11 @@ def test_ledgers_that_know_nothing_of_the_generator_refuse(
         in_process(
             tmp_path / "other", *CLASSIFIER, *pool, f"simulation.ledger_dir={tmp_path / 'new'}"
         )
+    three = ("federation.num_sites=3", f"simulation.ledger_dir={tmp_path / 'newer'}")
+    bill = tmp_path / "gan" / "images" / "provenance.json"
+    bill.write_text(bill.read_text().replace('"hospital-', '"clinic-'))
+    with pytest.raises(UsageError, match="does not say what its patients paid"):
+        in_process(tmp_path / "renamed", *CLASSIFIER, *pool, *three)
 
 
 def test_without_privacy_there_is_no_epsilon_left(in_process: Any, tmp_path: Path) -> None:

@@ -93,8 +93,14 @@ def test_an_empty_ledger_knows_of_nothing(tmp_path: Path) -> None:
         use(tmp_path, PRIVATE)
 
 
-def test_what_other_sites_paid_is_theirs(tmp_path: Path) -> None:
-    assert use(tmp_path, replace(PRIVATE, charges=(charge("south"),))) == 0
+def test_a_site_that_is_not_named_cannot_tell_and_refuses(tmp_path: Path) -> None:
+    """Its patients may be behind the images as those of a site of another name."""
+    paid(tmp_path)
+    elsewhere = replace(PRIVATE, charges=(charge("south"),))
+    with pytest.raises(UnknownPool, match="does not say what its patients paid"):
+        use(tmp_path, elsewhere)
+    both = replace(PRIVATE, charges=(charge("south"), charge()))
+    assert use(tmp_path, both) > 0
 
 
 def test_a_ledger_of_this_run_alone_cannot_say(tmp_path: Path) -> None:
