@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Protocol
 
 from flwr.app import Context, Error, Message
 from flwr.clientapp import ClientApp
 
 from common import wire
+from common.errors import UsageError
 from common.messages import Reason, SiteDescription, TrainReply, TrainRequest
 
 _log = logging.getLogger("fedward.client")
 _INTERNAL_ERROR = 900
+_AGENT_SOCKET = "agent-socket"
 
 
 class AnswersRequests(Protocol):
@@ -29,7 +31,9 @@ class AnswersRequests(Protocol):
 
 
 def build(open_site: Callable[[Context], AnswersRequests]) -> ClientApp:
-    """A ClientApp that forwards to the site which ``open_site`` returns.
+    """A ClientApp that forwards to the node's site agent, or to the site of ``open_site``.
+
+    A node whose configuration has ``agent-socket`` has an agent, which alone holds the data.
 
     Guarantees:
         No exception text leaves the site: whatever goes wrong, the server gets a fixed code and
@@ -37,12 +41,17 @@ def build(open_site: Callable[[Context], AnswersRequests]) -> ClientApp:
     """
     app = ClientApp()
 
+    def site_of(context: Context) -> AnswersRequests:
+        if _AGENT_SOCKET not in context.node_config:
+            return open_site(context)
+        return _agent(context.node_config)
+
     @app.query("describe")
     def describe(message: Message, context: Context) -> Message:
         return _answer(
             message,
             lambda: Message(
-                wire.description_content(open_site(context).describe()), reply_to=message
+                wire.description_content(site_of(context).describe()), reply_to=message
             ),
         )
 
@@ -50,7 +59,7 @@ def build(open_site: Callable[[Context], AnswersRequests]) -> ClientApp:
     def train(message: Message, context: Context) -> Message:
         def reply() -> Message:
             request = wire.read_request(message.content)
-            return Message(wire.reply_content(open_site(context).train(request)), reply_to=message)
+            return Message(wire.reply_content(site_of(context).train(request)), reply_to=message)
 
         return _answer(message, reply)
 
@@ -64,3 +73,17 @@ def _answer(message: Message, reply: Callable[[], Message]) -> Message:
     except Exception:  # the boundary: nothing of it may leave
         _log.exception("a request failed")
         return Message(Error(code=_INTERNAL_ERROR, reason=Reason.internal_error), reply_to=message)
+
+
+def _agent(node_config: Mapping[str, object]) -> AnswersRequests:
+    from client.agent.forwarder import AgentSite  # simulations need no HTTP
+
+    return AgentSite.of(node_config)
+
+
+def _no_site(context: Context) -> AnswersRequests:
+    del context
+    raise UsageError(f"the node's configuration has no {_AGENT_SOCKET}")
+
+
+app = build(_no_site)

@@ -75,7 +75,6 @@ class SiteModel:
             and recipe.augmentation_multiplicity == 1
             and recipe.precision == Precision.fp32.value
             and recipe.engine == EngineName.bookkeeping.value
-            and not (recipe.proximal_mu or recipe.controlled)
         )
         if not as_it_is:
             return None
@@ -129,6 +128,8 @@ class _HeadTraining:
         self, model: nn.Module, backbone: FrozenBackbone, recipe: Recipe, around: Surroundings
     ) -> None:
         self.model = model
+        names = {parameter: name for name, parameter in model.named_parameters()}
+        self._names = {names[p]: name for name, p in backbone.head.named_parameters()}
         self._features = backbone.features(around.cohort.images, around.cache)
         pool = around.pool
         if pool is not None:
@@ -155,9 +156,9 @@ class _HeadTraining:
         shift: Mapping[str, Tensor] | None = None,
     ) -> None:
         """See `LocalTraining`."""
-        if shift:
-            raise ValueError("this training was prepared for recipes without a shift")
-        train_round(self._trainee, replace(cohort, images=self._features), recipe, seeds)
+        renamed = {self._names[name]: value for name, value in (shift or {}).items()}
+        trainee = replace(self._trainee, shift=renamed)
+        train_round(trainee, replace(cohort, images=self._features), recipe, seeds)
 
     def _engine(self, head: nn.Linear, around: Surroundings) -> tuple[Engine, int | None]:
         engine = BookkeepingEngine(head)

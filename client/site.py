@@ -10,12 +10,14 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from client import control
 from client.data.cohort import Cohort
 from client.dp.training import RoundSeeds
 from client.kept import Kept
 from client.local_model import LocalModel, LocalTraining, ModelMismatch, Surroundings
-from client.synthesis.charging import charge_pool
+from client.synthesis.charging import charge
 from client.synthesis.image_set import ImageSet
+from client.synthesis.source import Source
 from common import models
 from common.config import (
     AugmentationConfig,
@@ -60,6 +62,7 @@ class SiteSetup:
         memory_bytes: what one training step may take; no bound of the site's own if ``None``.
         study: name of the study that the cohort is of (public).
         pool: synthetic images that the site uses.
+        initial: where the weights come from that training begins with.
         cache: folder for what a frozen backbone says of images.
     """
 
@@ -76,7 +79,13 @@ class SiteSetup:
     memory_bytes: float | None = None
     study: str = ""
     pool: ImageSet | None = None
+    initial: tuple[Source, ...] = ()
     cache: Path | None = None
+
+    @property
+    def sources(self) -> tuple[Source, ...]:
+        """What was made from patients before this training and goes into it."""
+        return self.initial if self.pool is None else (*self.initial, self.pool.source)
 
     def open_ledger(self, unit: Unit) -> Ledger | BookedLedger:
         """The cohort's ledger, verified.
@@ -102,6 +111,37 @@ class SiteSetup:
         )
 
 
+class BadRequest(Refusal):
+    """A request that the site cannot do as it was asked."""
+
+    code = Reason.bad_request.value
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Duty:
+    """What is trained once, under one entry of the ledger, and kept in one file.
+
+    Attributes:
+        request_id: of the entry.
+        purpose: in the entry: ``"train"`` for a round, ``"tune"`` for the site's own model.
+        stored: the file.
+    """
+
+    request_id: str
+    purpose: str
+    stored: Path
+
+    @property
+    def releases(self) -> bool:
+        """Whether what is trained may leave the site."""
+        return self.purpose == "train"
+
+    @property
+    def seeds(self) -> str:
+        """Before the names of its seeds: the last round has the same number as what tunes it."""
+        return "" if self.releases else f"{self.purpose}_"
+
+
 class Site:
     """Answers requests of the server; the only holder of patients, budget and ledger.
 
@@ -123,6 +163,11 @@ class Site:
         """Public facts, sent before the first round."""
         return SiteDescription(site=self._setup.name, num_patients=self._setup.cohort.num_patients)
 
+    def hold_to(self, budget: Budget) -> None:
+        """From now on the cap is ``budget``: a policy may change while the site is warm."""
+        with self._lock:
+            self._setup = replace(self._setup, budget=budget)
+
     def train(self, request: TrainRequest) -> TrainReply:
         """Train one round, or say by a code why not."""
         if request.recipe.unit != self._setup.budget.unit.value:
@@ -137,31 +182,67 @@ class Site:
         except LedgerError:
             return self._refuse(request, Reason.ledger_unavailable, None)
 
-    def _train(self, request: TrainRequest, ledger: Ledger | BookedLedger) -> TrainReply:
-        training = self._prepared(request)
-        self._charge_pool(request.recipe, ledger)
-        reservation = ledger.reserve(
-            request_id=request.request_id,
-            events=(event_of(request.recipe),),
-            purpose="train",
-            budget=self._budget(request.recipe),
+    def tune(self, request: TrainRequest) -> Weights:
+        """Train the last model on for this site alone, once in a run; nothing of it leaves.
+
+        The tuned weights stay in a file of the site's, beside its own layers. They are charged as
+        if they were released, so that whatever is made with them later is paid for.
+
+        Args:
+            request: the last model, and the recipe of all the steps together.
+
+        Returns:
+            Every trainable weight of the tuned model (private, not released).
+
+        Raises:
+            Refusal: if budget, pool or model do not allow it; nothing is charged.
+            LedgerError: if the ledger or what is stored cannot be trusted.
+        """
+        if request.recipe.unit != self._setup.budget.unit.value or request.recipe.controlled:
+            raise BadRequest("the model is tuned in the site's own unit, without a control variate")
+        duty = _Duty(
+            request_id=f"{request.run_id}/tune",
+            purpose="tune",
+            stored=tuned_path(self._setup.replies, request.run_id),
         )
-        stored = self._reply_path(request)
-        lost = reservation.state is State.committed and not stored.is_file()
-        if lost or reservation.state is State.abandoned:
-            return self._refuse(request, Reason.bad_request, ledger)
-        if not stored.is_file():
-            self._train_and_store(request, training, stored)
-        if reservation.state is State.reserved:
-            ledger.commit(request.request_id)
-        weights = Kept.read(stored).weights
+        with self._lock, self._setup.open_ledger(self._setup.budget.unit) as ledger:
+            self._training = None  # warm for the rounds' kind of recipe
+            try:
+                return self._done_once(duty, request, ledger).local
+            finally:
+                self._training = None
+
+    def _train(self, request: TrainRequest, ledger: Ledger | BookedLedger) -> TrainReply:
+        duty = _Duty(
+            request_id=request.request_id, purpose="train", stored=self._reply_path(request)
+        )
+        kept = self._done_once(duty, request, ledger)
         return TrainReply(
             site=self._setup.name,
             status=Status.trained,
             num_patients=self._setup.cohort.num_patients,
             spend=self._spend(request.recipe, ledger),
-            weights=weights,
+            weights=kept.weights,
         )
+
+    def _done_once(self, duty: _Duty, request: TrainRequest, ledger: Ledger | BookedLedger) -> Kept:
+        """What the duty left; trained now if it was not before, under one entry of the ledger."""
+        training = self._prepared(request)
+        self._charge_sources(request.recipe, ledger)
+        reservation = ledger.reserve(
+            request_id=duty.request_id,
+            events=(event_of(request.recipe),),
+            purpose=duty.purpose,
+            budget=self._budget(request.recipe),
+        )
+        lost = reservation.state is State.committed and not duty.stored.is_file()
+        if lost or reservation.state is State.abandoned:
+            raise BadRequest("what was trained is lost or given up, and cannot be had again")
+        if not duty.stored.is_file():
+            self._train_and_store(duty, request, training)
+        if reservation.state is State.reserved:
+            ledger.commit(duty.request_id)
+        return Kept.read(duty.stored)
 
     def _around(self) -> Surroundings:
         setup = self._setup
@@ -192,17 +273,15 @@ class Site:
             if set(own) & set(request.weights):
                 raise ValueError("the server sent layers that stay at the site")
             models.load_trainable_weights(self._training.model, {**request.weights, **own})
-            self._shift = _shift(request, {} if kept is None else kept.control)
+            self._shift = control.shift(request, {} if kept is None else kept.control)
         except ValueError as error:
             raise ModelMismatch(str(error)) from error
         return self._training
 
-    def _train_and_store(
-        self, request: TrainRequest, training: LocalTraining, stored: Path
-    ) -> None:
+    def _train_and_store(self, duty: _Duty, request: TrainRequest, training: LocalTraining) -> None:
         seeds = RoundSeeds(
-            sampling=self._setup.seeds.seed(request.round, "sampling"),
-            noise=self._setup.seeds.seed(request.round, "noise"),
+            sampling=self._setup.seeds.seed(request.round, f"{duty.seeds}sampling"),
+            noise=self._setup.seeds.seed(request.round, f"{duty.seeds}noise"),
         )
         cohort = units(self._setup.cohort, request.recipe.unit)
         shift = self._shift
@@ -215,13 +294,13 @@ class Site:
         weights = models.trainable_weights(training.model)
         if not all(np.isfinite(value).all() for value in weights.values()):
             raise FloatingPointError("training left weights that are not finite")
-        released = {name: weights[name] for name in request.weights}
+        released = {name: weights[name] for name in request.weights if duty.releases}
         Kept(
             run_id=request.run_id,
             weights=released,
-            control=_next_control(request, released, shift) if request.recipe.controlled else {},
+            control=control.following(request, released, shift),
             local={name: weights[name] for name in weights.keys() - released.keys()},
-        ).write(stored)
+        ).write(duty.stored)
 
     def _own(self, recipe: Recipe, kept: Weights) -> Weights:
         """The layers that stay here, as the site trained them last or as they began."""
@@ -232,11 +311,10 @@ class Site:
         names = models.local_names(model, layers)
         return {name: kept.get(name, self._first[name]) for name in sorted(names)}
 
-    def _charge_pool(self, recipe: Recipe, ledger: Ledger | BookedLedger) -> None:
+    def _charge_sources(self, recipe: Recipe, ledger: Ledger | BookedLedger) -> None:
         setup = self._setup
-        if setup.pool is not None:
-            budget = self._budget(recipe)
-            charge_pool(ledger, setup.pool, site=setup.name, study=setup.study, budget=budget)
+        for source in setup.sources:
+            charge(ledger, source, site=setup.name, study=setup.study, budget=self._budget(recipe))
 
     def _reply_path(self, request: TrainRequest) -> Path:
         digest = hashlib.sha256(request.request_id.encode()).hexdigest()[:32]
@@ -258,6 +336,15 @@ class Site:
             reason=reason,
             spend=None if ledger is None else self._spend(request.recipe, ledger),
         )
+
+
+def tuned_path(replies: Path, run_id: str) -> Path:
+    """Where a site keeps the last model of a run as it trained it on, beside its replies.
+
+    Each run has a folder of its own: what one run tuned is not lost to the next.
+    """
+    digest = hashlib.sha256(run_id.encode()).hexdigest()[:32]
+    return replies / f"tuned-{digest}" / "model.safetensors"
 
 
 def event_of(recipe: Recipe) -> Event:
@@ -295,31 +382,3 @@ def _kind_of(recipe: Recipe) -> tuple[object, ...]:
         recipe.proximal_mu > 0,
         recipe.controlled,
     )
-
-
-def _shift(request: TrainRequest, control: Weights) -> Weights:
-    """What SCAFFOLD adds to each gradient: c - c_i; both begin as zero.
-
-    Raises:
-        ValueError: if the control variate that was sent does not fit the weights.
-    """
-    if not request.recipe.controlled:
-        return {}
-    shift: Weights = {}
-    for name, value in request.weights.items():
-        zero = np.zeros_like(value)
-        sent = request.control.get(name, zero) if request.control else zero
-        if sent.shape != value.shape or not np.isfinite(sent).all():
-            raise ValueError(f"{name}: the control variate does not fit")
-        shift[name] = sent - control.get(name, zero)
-    return shift
-
-
-def _next_control(request: TrainRequest, released: Weights, shift: Weights) -> Weights:
-    """c_i+ = c_i - c + (x - y_i) / (K lr): of what was sent and what is released, nothing else."""
-    recipe = request.recipe
-    length = np.float32(recipe.steps * recipe.learning_rate)
-    return {
-        name: ((request.weights[name] - value) / length - shift[name]).astype(np.float32)
-        for name, value in released.items()
-    }

@@ -1,7 +1,8 @@
 """How a model did on held-out patients: by label, on average, and by group of patients.
 
 Everything here reads held-out patients without a privacy mechanism: what it returns about private
-patients must not leave a site. No figure depends on a threshold.
+patients must not leave a site. Thresholds come from other patients (`common.thresholds`). Formulas
+and what the intervals mean: docs/statistics.md.
 """
 
 from __future__ import annotations
@@ -9,98 +10,22 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from common.config import TaskKind
+from common.estimate import Estimate
+from common.figures import Figure
 from common.metrics import auroc, average_precision
-from common.redraws import Interval, Ranking, auroc_intervals
+from common.redraws import Counts, Interval, Ranking, Values, auroc_intervals, redrawn
+from common.reliability import Point
+from common.scored import Scored, targets
 from common.task import UNKNOWN, Task
 
-
-@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
-class Scored:
-    """What a model said about held-out images; all but ``task`` is derived from patients.
-
-    Attributes:
-        task: what the labels mean.
-        labels: (N,) class numbers, or of a multi-label task (N, L) 0, 1 or -1 (unknown).
-        scores: (N, L), larger means that the name of the task in that place is more likely.
-        patients: (N,), whose image it is.
-        groups: by name, such as ``"sex"``, (N,) values.
-
-    Raises:
-        ValueError: shapes do not fit, or a score is not finite.
-    """
-
-    task: Task
-    labels: NDArray[np.int64] = field(repr=False)
-    scores: NDArray[np.float64] = field(repr=False)
-    patients: NDArray[np.int64] = field(repr=False)
-    groups: Mapping[str, NDArray[np.str_]] = field(
-        default_factory=dict[str, NDArray[np.str_]], repr=False
-    )
-
-    def __post_init__(self) -> None:
-        num_images = len(self.labels)
-        vectors = (self.patients, *self.groups.values())
-        if any(vector.shape != (num_images,) for vector in vectors):
-            raise ValueError(f"patients and groups: must be vectors of {num_images} values")
-        expected = targets(self.task, self.labels).shape
-        if self.scores.shape != expected:
-            raise ValueError(f"scores {self.scores.shape}: must be {expected} for these labels")
-        num_bad = int(np.count_nonzero(~np.isfinite(self.scores)))
-        if num_bad:
-            raise ValueError(
-                f"scores: {num_bad} of {self.scores.size} are NaN or infinite; the model may have "
-                "diverged, try a smaller learning rate"
-            )
-
-    @property
-    def targets(self) -> NDArray[np.int64]:
-        """(N, L), see `targets`."""
-        return targets(self.task, self.labels)
-
-    @property
-    def num_patients(self) -> int:
-        """How many patients the images are of."""
-        return np.unique(self.patients).size
-
-    def part(self, rows: NDArray[np.bool_]) -> Scored:
-        """The chosen images alone, without groups."""
-        return Scored(
-            task=self.task,
-            labels=self.labels[rows],
-            scores=self.scores[rows],
-            patients=self.patients[rows],
-        )
-
-
-def targets(task: Task, labels: NDArray[np.int64]) -> NDArray[np.int64]:
-    """(N, L) one question with a yes (1), no (0) or unknown (-1) for each name of the task.
-
-    Of a multi-class task: is it this class, or one of the rest?
-
-    Raises:
-        ValueError: the labels are not those of such a task.
-    """
-    values = np.asarray(labels, dtype=np.int64)
-    match task.kind:
-        case TaskKind.binary:
-            shape, highest, lowest = (len(values),), 1, 0
-        case TaskKind.multiclass:
-            shape, highest, lowest = (len(values),), len(task.names) - 1, 0
-        case TaskKind.multilabel:
-            shape, highest, lowest = (len(values), len(task.names)), 1, UNKNOWN
-    if values.shape != shape:
-        raise ValueError(f"labels {values.shape}: must be {shape} for a {task.kind.value} task")
-    if values.size and not lowest <= values.min() <= values.max() <= highest:
-        raise ValueError(f"labels: must lie between {lowest} and {highest}")
-    if task.kind is TaskKind.multiclass:
-        return (values[:, None] == np.arange(len(task.names))).astype(np.int64)
-    return values.reshape(len(values), -1)
+FIGURES = tuple(figure for figure in Figure if figure is not Figure.auroc)
+"""What is measured beside the AUROC."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -108,7 +33,15 @@ class LabelFigures:
     """One label among the images of which it is known.
 
     AUROC and its interval, ``auprc`` (looking for it) and ``auprc_negative`` (looking for its
-    absence) are ``None`` where a class is missing, or all images are of one patient.
+    absence) are ``None`` where a class is missing, or all images are of one patient. Of one patient
+    there are no ``figures`` and no ``reliability`` either.
+
+    Attributes:
+        threshold: from validation, `Scored.thresholds`.
+        figures: those of `FIGURES`, with their intervals.
+        ece_if_calibrated: what ``figures["ece"]`` would be on average if every probability were
+            right.
+        reliability: one point for each bin of equal mass; empty if scores are no probabilities.
     """
 
     name: str
@@ -120,6 +53,10 @@ class LabelFigures:
     auroc_ci95: Interval | None
     auprc: float | None
     auprc_negative: float | None
+    threshold: float | None = None
+    figures: Mapping[Figure, Estimate] = field(default_factory=dict[Figure, Estimate])
+    ece_if_calibrated: float | None = None
+    reliability: tuple[Point, ...] = ()
 
     def to_dict(self) -> dict[str, object]:
         """One of ``final.test.labels`` of result.json."""
@@ -133,6 +70,10 @@ class LabelFigures:
             "auroc_ci95": _listed(self.auroc_ci95),
             "auprc": self.auprc,
             "auprc_negative": self.auprc_negative,
+            "threshold": self.threshold,
+            "figures": _dicts(self.figures),
+            "ece_if_calibrated": self.ece_if_calibrated,
+            "reliability": [point.to_dict() for point in self.reliability],
         }
 
 
@@ -178,12 +119,14 @@ class Evaluation:
         macro: over all patients; of a binary task, the figures of its one label.
         labels: one for each name of the task.
         groups: by name and value of a group, over the patients with that value.
+        figures: means over the labels that have each figure.
     """
 
     task: Task
     macro: Macro
     labels: tuple[LabelFigures, ...]
     groups: Mapping[str, Mapping[str, Macro]]
+    figures: Mapping[Figure, Estimate]
 
     def to_dict(self) -> dict[str, object]:
         """The ``final.test`` of result.json."""
@@ -191,6 +134,7 @@ class Evaluation:
         if self.task.kind is TaskKind.binary:
             (label,) = self.labels
             figures |= {"auprc_malignant": label.auprc, "auprc_benign": label.auprc_negative}
+        figures["figures"] = _dicts(self.figures)
         figures["labels"] = [label.to_dict() for label in self.labels]
         figures["groups"] = {
             name: [{"value": value} | macro.to_dict() for value, macro in values.items()]
@@ -208,10 +152,12 @@ def macro_auroc(scored: Scored) -> float | None:
 def evaluate(scored: Scored, *, seed: int) -> Evaluation:
     """Every figure of the final test, intervals from 1,000 redraws of patients by ``seed``."""
     macro, labels = _measured(scored, seed)
+    labels, figures = _figured(scored, labels, seed)
     return Evaluation(
         task=scored.task,
         macro=macro,
         labels=labels,
+        figures=figures,
         groups={
             name: {
                 value: _measured(scored.part(column == value), seed)[0]
@@ -297,6 +243,58 @@ def _measured(scored: Scored, seed: int) -> tuple[Macro, tuple[LabelFigures, ...
     return macro, labels
 
 
+def _figured(
+    scored: Scored, labels: tuple[LabelFigures, ...], seed: int
+) -> tuple[tuple[LabelFigures, ...], Mapping[Figure, Estimate]]:
+    """The labels with figures beside their AUROC, and the means of these figures."""
+    if scored.num_patients < 2:
+        return labels, {}
+    measures = [scored.measure(place) for place in range(len(labels))]
+    supports = [scored.support(place) for place in range(len(labels))]
+    binned = [measure.binned for measure in measures]
+
+    def by_label(counts: Counts) -> Values:
+        return np.stack([one(counts, FIGURES) for one in measures], axis=1)
+
+    curves = [one.shares for one in binned if one is not None]
+    draws = redrawn([by_label, *curves], scored.patients, seed=seed)
+    (points,) = by_label(np.ones((1, len(scored.labels)), dtype=np.int64))
+    shares = iter(draws[1:])
+    figured = tuple(
+        replace(
+            label,
+            threshold=scored.threshold(place),
+            figures={
+                figure: Estimate.of(
+                    float(points[place, column]),
+                    draws[0][:, place, column],
+                    few=figure.too_few(supports[place]),
+                )
+                for column, figure in enumerate(FIGURES)
+            },
+            ece_if_calibrated=None if bins is None else bins.error_if_calibrated,
+            reliability=() if bins is None else bins.curve(next(shares)),
+        )
+        for place, (label, bins) in enumerate(zip(labels, binned, strict=True))
+    )
+    means: dict[Figure, Estimate] = {}
+    for column, figure in enumerate(FIGURES):
+        few = [figure.too_few(support) for support in supports]
+        means[figure] = Estimate.of(
+            float(nan_mean(points[:, column])),
+            nan_mean(draws[0][:, :, column]),
+            few=few[0] if all(few) else None,
+        )
+    return figured, means
+
+
+def nan_mean(values: Values) -> Values:
+    """The mean over the last axis, without NaN; NaN where there is nothing else."""
+    found = np.isfinite(values)
+    total, number = np.where(found, values, 0.0).sum(axis=-1), found.sum(axis=-1)
+    return np.divide(total, number, out=np.full(np.shape(total), np.nan), where=number > 0)
+
+
 def _label(
     scored: Scored, place: int, point: float | None, interval: Interval | None
 ) -> LabelFigures:
@@ -316,6 +314,10 @@ def _label(
         if point is None
         else average_precision(~positive[known], -scores[known]),
     )
+
+
+def _dicts(figures: Mapping[Figure, Estimate]) -> dict[str, object]:
+    return {figure.value: estimate.to_dict() for figure, estimate in figures.items()}
 
 
 def _listed(interval: Interval | None) -> list[float] | None:

@@ -38,8 +38,9 @@ class Status(StrEnum):
 class Reason(StrEnum):
     """Why a site did not train, or why its reply does not count.
 
-    A fixed list: free text never leaves a site. From ``no_reply`` on, the server says so: it got
-    nothing, or what it got was put into quarantine.
+    A fixed list: free text never leaves a site. From ``policy`` to ``unapproved_code``, a
+    hospital's policy speaks (``policy`` itself: for a rule without a code of its own). From
+    ``no_reply`` on, the server says so: it got nothing, or what it got was put into quarantine.
     """
 
     budget_exceeded = "budget_exceeded"
@@ -48,9 +49,20 @@ class Reason(StrEnum):
     unknown_pool = "unknown_pool"
     bad_request = "bad_request"
     internal_error = "internal_error"
+    policy = "policy"
+    policy_unreadable = "policy_unreadable"
+    paused = "paused"
+    outside_hours = "outside_hours"
+    weak_noise = "weak_noise"
+    small_batch = "small_batch"
+    high_sampling_rate = "high_sampling_rate"
+    too_many_steps = "too_many_steps"
+    unapproved_study = "unapproved_study"
+    unapproved_model = "unapproved_model"
+    unapproved_generator = "unapproved_generator"
+    unapproved_code = "unapproved_code"
     no_reply = "no_reply"
     bad_statement = "bad_statement"
-    policy = "policy"
     not_connected = "not_connected"
     unreadable = "unreadable"
     another_site = "another_site"
@@ -64,7 +76,19 @@ class Reason(StrEnum):
         return self in _FOR_GOOD
 
 
-_FOR_GOOD = {Reason.budget_exceeded, Reason.model_mismatch, Reason.policy}
+_FOR_GOOD = {
+    Reason.budget_exceeded,
+    Reason.model_mismatch,
+    Reason.policy,
+    Reason.weak_noise,
+    Reason.small_batch,
+    Reason.high_sampling_rate,
+    Reason.too_many_steps,
+    Reason.unapproved_study,
+    Reason.unapproved_model,
+    Reason.unapproved_generator,
+    Reason.unapproved_code,
+}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

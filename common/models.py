@@ -5,14 +5,17 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
 import timm
 import torch
 from safetensors import SafetensorError, safe_open
-from torch import nn
+from safetensors import torch as safetensors_torch
+from torch import Tensor, nn
 
+from common.centering import CenteredHead, center_head, measure_center
 from common.config import FinetuneConfig, ModelConfig, Personal
 from common.errors import UsageError
 from common.finetuning import mark_trainable
@@ -60,6 +63,8 @@ def build(
             )
     if depth is not None:
         model = _of_volumes(model, depth=depth, num_classes=num_classes, seed=seed)
+    if finetune.center:
+        center_head(model)
     size = (image_size, image_size)
     with _seeded(seed):
         mark_trainable(
@@ -69,7 +74,24 @@ def build(
             blocks=_blocks(model),
             example=torch.zeros((1, 1, *size) if depth is None else (1, 1, depth, *size)),
         )
+    begun: set[str] = set() if config.start is None else _lay_over(model, config.start)
+    if finetune.center and not any(name.endswith(".center") for name in begun):
+        measure_center(model, image_size)
     return model
+
+
+def _lay_over(model: nn.Module, path: Path) -> set[str]:
+    """Put the weights in ``path`` in the place of the model's; returns their names."""
+    try:
+        found = cast("dict[str, Tensor]", cast("Any", safetensors_torch).load_file(path))
+    except (OSError, SafetensorError) as error:
+        raise UsageError(f"model.start={path}: not a safetensors file ({error})") from error
+    mine = model.state_dict()
+    for name, tensor in found.items():
+        if name not in mine or mine[name].shape != tensor.shape:
+            raise UsageError(f"model.start={path}: {name} does not fit this model")
+    model.load_state_dict(found, strict=False)
+    return set(found)
 
 
 def _of_volumes(backbone: nn.Module, *, depth: int, num_classes: int, seed: int) -> nn.Module:
@@ -171,6 +193,7 @@ def _head_names(model: nn.Module) -> set[str]:
 def last_layer(model: nn.Module) -> nn.Linear | None:
     """The layer that makes the logits, if it is linear and all that is trained."""
     head = cast("Any", getattr(model, "get_classifier", lambda: None))()
+    head = head.linear if isinstance(head, CenteredHead) else head
     if not isinstance(head, nn.Linear):
         return None
     trained = {parameter for parameter in model.parameters() if parameter.requires_grad}

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 from importlib.metadata import version
 from pathlib import Path
@@ -148,7 +148,7 @@ class Provenance:
             case Kind.not_private:
                 return math.inf
             case Kind.private:
-                return max(charge.epsilon for charge in self.charges)
+                return max(charge.epsilon for charge in by_cohort(self.charges))
 
     def concerns(self, study: str) -> bool:
         """Whether patients of ``study`` may be behind it; without names of studies, anyone's."""
@@ -258,8 +258,60 @@ def read_weights_file(path: Path) -> Provenance:
 
 
 def worst(charges: Sequence[Charge]) -> tuple[Event, ...]:
-    """Events of the charge that cost most; none without charges."""
-    return max(charges, key=lambda charge: charge.epsilon).events if charges else ()
+    """Events of the cohort that paid most; none without charges."""
+    together = by_cohort(charges)
+    return max(together, key=lambda charge: charge.epsilon).events if together else ()
+
+
+def by_cohort(charges: Sequence[Charge]) -> tuple[Charge, ...]:
+    """One charge for each cohort of each site, with everything that it paid.
+
+    Requests that several charges name are one payment. Where charges differ the smaller delta and
+    the weaker unit hold for all of them.
+    """
+    together: dict[tuple[str, str], Charge] = {}
+    for charge in charges:
+        key = (charge.site, charge.cohort)
+        together[key] = _both(together[key], charge) if key in together else charge
+    return tuple(together.values())
+
+
+def _both(one: Charge, other: Charge) -> Charge:
+    if set(other.requests) <= set(one.requests):
+        return one
+    if set(one.requests) <= set(other.requests):
+        return other
+    return replace(
+        other,
+        requests=tuple(dict.fromkeys((*one.requests, *other.requests))),
+        events=merge((*one.events, *other.events)),
+        delta=min(one.delta, other.delta),
+        unit="image" if "image" in (one.unit, other.unit) else other.unit,
+    )
+
+
+def combined(sources: Sequence[Provenance]) -> Provenance:
+    """The provenance of what was made with all of ``sources``, none of which is left out.
+
+    It is as private as the least private of them; seed, source and code are those of the first.
+
+    Raises:
+        ValueError: if there are none.
+    """
+    first, *others = sources
+    kinds = {source.kind for source in sources}
+    kind = next(k for k in (Kind.not_private, Kind.private, Kind.public) if k in kinds)
+    concerned = [source for source in sources if source.kind is not Kind.public]
+    named = all(source.studies for source in concerned)
+    reasons = [source.reason for source in (concerned or sources) if source.reason]
+    return replace(
+        first,
+        kind=kind,
+        reason="" if kind is Kind.private else "; ".join(dict.fromkeys(reasons)),
+        studies=tuple(dict.fromkeys(n for s in concerned for n in s.studies)) if named else (),
+        charges=by_cohort([charge for source in concerned for charge in source.charges]),
+        digest="" if others else first.digest,
+    )
 
 
 def _hold(condition: bool, text: str) -> None:

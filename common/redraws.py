@@ -1,8 +1,8 @@
-"""Bootstrap samples of patients, and the AUROC of labels in them."""
+"""Bootstrap samples of patients, and what is measured in them."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,6 +12,12 @@ from common.task import UNKNOWN
 
 Patients = Sequence[object] | NDArray[np.generic]
 Interval = tuple[float, float]
+Counts = NDArray[np.int64]
+Values = NDArray[np.float64]
+Statistic = Callable[[Counts], Values]
+"""From (B, N), how often each image is in each sample, to (B, ...), NaN where there is none."""
+
+NUM_REDRAWS = 1000
 
 _BLOCK_NUMBERS = 2**21  # held at once for the rows of a block of redraws: 16 MB
 
@@ -48,6 +54,45 @@ def row_counts(patients: Patients, *, seed: int) -> Iterator[NDArray[np.int64]]:
         yield counts[:, patient_of_row]
 
 
+def redrawn(
+    statistics: Sequence[Statistic],
+    patients: Patients,
+    *,
+    num_redraws: int = NUM_REDRAWS,
+    seed: int,
+) -> list[Values]:
+    """Several statistics in the same bootstrap samples of patients.
+
+    Every statistic is asked about every sample, so differences between them can be taken sample by
+    sample, also between calls with the same patients and seed. Nothing is drawn anew where a
+    statistic has no value.
+
+    Args:
+        statistics: each is asked with some samples at a time.
+        patients: (N,), whose image it is.
+        num_redraws: R.
+        seed: decides the samples, as in `row_counts`.
+
+    Returns:
+        For each statistic (R, ...).
+
+    Raises:
+        ValueError: fewer than two patients, or ``num_redraws`` below 1.
+    """
+    if num_redraws < 1:
+        raise ValueError(f"num_redraws={num_redraws}: must be at least 1")
+    found: list[list[Values]] = [[] for _ in statistics]
+    num_drawn = 0
+    for block in row_counts(patients, seed=seed):
+        counts = block[: num_redraws - num_drawn]
+        for values, statistic in zip(found, statistics, strict=True):
+            values.append(statistic(counts))
+        num_drawn += len(counts)
+        if num_drawn >= num_redraws:
+            break
+    return [np.concatenate(values) for values in found]
+
+
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class Ranking:
     """Images of which a label is known, in order of their scores.
@@ -81,22 +126,71 @@ class Ranking:
         """Whether there is an AUROC at all."""
         return bool(self.positive.any()) and not bool(self.positive.all())
 
-    def aurocs(self, counts: NDArray[np.int64]) -> NDArray[np.float64]:
-        """(B,) AUROC in each of B samples, NaN where a class is missing.
+    def aurocs(self, counts: Counts) -> Values:
+        """(B,) AUROC in each of B samples, NaN where a class is missing: `Runs.aurocs`.
 
-        The Mann-Whitney statistic of `common.metrics.auroc`, with every image counted as often as
-        it was drawn; exact, since it divides whole numbers.
+        Args:
+            counts: (B, N), how often each image is in each sample.
+        """
+        return self.runs(counts).aurocs()
+
+    def runs(self, counts: Counts) -> Runs:
+        """What B samples hold of each run of equal scores.
 
         Args:
             counts: (B, N), how often each image is in each sample.
         """
         drawn = counts[:, self.rows]
-        positives = np.add.reduceat(drawn * self.positive, self.tied_from, axis=1)
-        negatives = np.add.reduceat(drawn, self.tied_from, axis=1) - positives
+        positives = drawn * self.positive
+        if self.tied_from.size < self.rows.size:
+            positives = np.add.reduceat(positives, self.tied_from, axis=1)
+            drawn = np.add.reduceat(drawn, self.tied_from, axis=1)
+        return Runs(positives=positives, drawn=drawn)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class Runs:
+    """Samples of images in T runs of equal scores, from the lowest score upwards.
+
+    Attributes:
+        positives: (B, T), how many images with the label each sample holds of each run.
+        drawn: (B, T), how many images altogether.
+    """
+
+    positives: Counts
+    drawn: Counts
+
+    def aurocs(self) -> Values:
+        """(B,), NaN where a class is missing.
+
+        The Mann-Whitney statistic of `common.metrics.auroc`, with every image counted as often as
+        it was drawn; exact, since it divides whole numbers.
+        """
+        negatives = self.drawn - self.positives
         below = negatives.cumsum(axis=1)
-        won_twice = (positives * (2 * below - negatives)).sum(axis=1)
-        pairs = positives.sum(axis=1) * below[:, -1]
-        return np.divide(won_twice, 2 * pairs, out=np.full(len(counts), np.nan), where=pairs > 0)
+        won_twice = (self.positives * (2 * below - negatives)).sum(axis=1)
+        pairs = self.positives.sum(axis=1) * below[:, -1]
+        missing = np.full(len(pairs), np.nan)
+        return np.divide(won_twice, 2 * pairs, out=missing, where=pairs > 0)
+
+    def average_precisions(self, *, of_negatives: bool = False) -> Values:
+        """(B,) area under the precision-recall steps, NaN where a class is missing.
+
+        `common.metrics.average_precision` with every image counted as often as it was drawn.
+
+        Args:
+            of_negatives: whether the label's absence is what is looked for, from the lowest score
+                upwards.
+        """
+        sought, drawn = self.positives, self.drawn
+        if of_negatives:
+            sought = drawn - sought
+        else:
+            sought, drawn = sought[:, ::-1], drawn[:, ::-1]
+        hits, seen = sought.cumsum(axis=1), drawn.cumsum(axis=1)
+        area, num_sought = (sought * (hits / np.maximum(seen, 1))).sum(axis=1), hits[:, -1]
+        both = (num_sought > 0) & (num_sought < seen[:, -1])
+        return np.divide(area, num_sought, out=np.full(len(area), np.nan), where=both)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -111,7 +205,7 @@ def auroc_intervals(
     rankings: Sequence[Ranking],
     patients: Patients,
     *,
-    num_redraws: int = 1000,
+    num_redraws: int = NUM_REDRAWS,
     seed: int,
     confidence: float = 0.95,
 ) -> Intervals:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from common.config import AugmentMode, Config, StrategyName
 from common.errors import UsageError
@@ -17,6 +17,13 @@ _MOMENTUM = 0.9
 def default_delta(num_patients: int) -> float:
     """min(1e-5, N^-1.1): well below one over the number of patients."""
     return min(1e-5, num_patients**-1.1)
+
+
+def _momentum(config: Config) -> float:
+    """Of the hospitals' gradient descent."""
+    if config.training.momentum is not None:
+        return config.training.momentum
+    return 0.0 if config.strategy.name is StrategyName.scaffold else _MOMENTUM
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -35,8 +42,9 @@ class Synthetic:
 def plan(config: Config, *, num_patients: int, synthetic: Synthetic | None = None) -> Recipe:
     """The recipe of every round of a run over ``num_patients`` patients of all sites.
 
-    With a target epsilon the noise is the smallest that keeps all planned rounds, and what was paid
-    for synthetic images, together at or below it. Nothing here depends on patients' data but their
+    With a target epsilon the noise is the smallest that keeps all planned rounds, the steps that
+    each site takes after them for itself, and what was paid for synthetic images together at or
+    below it. Nothing here depends on patients' data but their
     (public) number.
 
     Raises:
@@ -58,14 +66,14 @@ def plan(config: Config, *, num_patients: int, synthetic: Synthetic | None = Non
         paid = accountant.epsilon(synthetic.paid, delta)
         if paid >= target:
             raise UsageError(
-                f"privacy.epsilon={target:g}: the synthetic images alone cost epsilon {paid:.4g} "
-                f"(delta {delta:g}); nothing is left to train with"
+                f"privacy.epsilon={target:g}: synthetic images and initial weights alone cost "
+                f"epsilon {paid:.4g} (delta {delta:g}); nothing is left to train with"
             )
         noise_multiplier = calibrate(
             epsilon=target,
             delta=delta,
             sampling_rate=rate,
-            steps=federation.rounds * federation.steps_per_round,
+            steps=federation.rounds * federation.steps_per_round + strategy.local_steps_after,
             accountant=accountant,
             before=synthetic.paid,
         )
@@ -88,8 +96,16 @@ def plan(config: Config, *, num_patients: int, synthetic: Synthetic | None = Non
         augmentation_multiplicity=config.training.augmentation_multiplicity,
         synthetic_ratio=augment.ratio if mixes and not augment.counted_as_patients else 0.0,
         synthetic_as_patients=augment.counted_as_patients,
-        momentum=0.0 if controlled else _MOMENTUM,
+        momentum=_momentum(config),
         proximal_mu=strategy.mu,
         controlled=controlled,
         personal=strategy.personal.value,
     )
+
+
+def after(recipe: Recipe, steps: int) -> Recipe:
+    """The recipe of a site that trains the last model ``steps`` steps on for itself.
+
+    The rounds' own, but that nothing holds the site to the others any more.
+    """
+    return replace(recipe, steps=steps, proximal_mu=0.0, controlled=False)

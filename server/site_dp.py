@@ -9,6 +9,7 @@ import numpy as np
 
 from common.config import SiteDpConfig
 from common.messages import Weights
+from common.noise import Noise
 from common.privacy.events import PoissonGaussianSteps
 from common.seeds import SeedSource
 
@@ -24,7 +25,8 @@ class SiteNoise:
     ones.)
 
     Guarantees:
-        A round is one Gaussian mechanism of ``noise_multiplier`` for every site.
+        A round is one Gaussian mechanism of ``noise_multiplier`` for every site. Without seeds
+        the noise is cryptographic; see `common.noise`.
     """
 
     def __init__(self, config: SiteDpConfig, seeds: SeedSource) -> None:
@@ -46,7 +48,7 @@ class SiteNoise:
         """
         total = sum(weight for _, weight in shares.values())
         std = self.std([weight for _, weight in shares.values()])
-        rng = np.random.default_rng(self._seeds.seed(round_number, "site_dp"))
+        noise = Noise(self._seeds.seed(round_number, "site_dp"))
         moved = {name: np.zeros(value.shape) for name, value in current.items()}
         for site in sorted(shares):
             weights, weight = shares[site]
@@ -56,9 +58,7 @@ class SiteNoise:
             for name, change in update.items():
                 moved[name] += change * (factor * weight / total)
         return {
-            name: (current[name] + moved[name] + rng.normal(0.0, std, moved[name].shape)).astype(
-                np.float32
-            )
+            name: noise.added_to(current[name] + moved[name], std).astype(np.float32)
             for name in sorted(current)
         }
 

@@ -1,4 +1,4 @@
-"""Figures of a run for people who have a tracking tool: TensorBoard event files."""
+"""Figures of a run for people who have a tracking tool: TensorBoard's files, and MLflow."""
 
 from __future__ import annotations
 
@@ -13,15 +13,22 @@ from tensorboardX.proto.event_pb2 import Event  # pyright: ignore[reportAttribut
 from tensorboardX.summary import scalar
 
 from common.messages import Status
+from server.mlflow_run import MlflowRun
 
 
 class Tracking:
     """Writes what a run tells of its rounds; the round is the step. Names: docs/server.md.
 
     Every figure is in ``result.json`` as well: nothing leaves a site for this.
+
+    Args:
+        folder: of the event files.
+        mlflow: where the same figures go, if anywhere.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, mlflow: MlflowRun | None = None) -> None:
+        self._mlflow = mlflow
+        self._done = False
         folder.mkdir(parents=True, exist_ok=True)
         suffix = f".{time.time_ns()}"  # a run that goes on within a second adds a file of its own
         self._writer = EventsWriter(str(folder / "events"), suffix)
@@ -36,13 +43,19 @@ class Tracking:
         trace: TracebackType | None,
     ) -> None:
         self._writer.close()
+        if self._mlflow is not None:
+            self._mlflow.end(completed=self._done)
 
     def take(self, event: dict[str, Any]) -> None:
         """Take in one event; what is known of a round is on disk when this returns."""
-        for name, value, step in _figures(event):
+        figures = list(_figures(event))
+        self._done |= event["event"] == "done"
+        for name, value, step in figures:
             told = Event(wall_time=time.time(), step=step, summary=scalar(name, value))
             self._writer.write_event(told)
         self._writer.flush()
+        if self._mlflow is not None:
+            self._mlflow.log(figures)
 
 
 def _figures(event: dict[str, Any]) -> Iterator[tuple[str, float, int]]:

@@ -13,12 +13,13 @@ from server.checkpoint import Checkpoint
 from server.end_state import EndState
 from server.recipe import plan
 from server.rounds import Outcome, Start
+from simulations.beginning import begun
 from simulations.evaluation import HeldOut
 from simulations.outcome import conclude, fail
-from simulations.pool import charge_sites, plan_facts
-from simulations.pretraining import pretrained
+from simulations.pool import plan_facts
 from simulations.scene import Scene
 from simulations.sites import Hospitals, features_cache, shared_model
+from simulations.tuning import tune
 
 
 def classify(scene: Scene) -> None:
@@ -29,7 +30,7 @@ def classify(scene: Scene) -> None:
         RunFailed: if the federation could not finish.
     """
     hospitals, run_dir = scene.hospitals, scene.run_dir
-    config = _begun(scene)
+    config = begun(scene)
     scene.stage("building the model")
     if config.privacy.private:
         _check_engine(config, hospitals)
@@ -37,7 +38,9 @@ def classify(scene: Scene) -> None:
     personal = config.strategy.personal
     cache = features_cache(config)
     validation = HeldOut(model, hospitals.task, hospitals.val, personal, cache=cache)
-    test = HeldOut(model, hospitals.task, hospitals.test, personal, cache=cache)
+    test = HeldOut(
+        model, hospitals.task, hospitals.test, personal, cache=cache, thresholds_from=validation
+    )
     test.check("test")
     sites = scene.sites(config)
     start = Start(
@@ -49,7 +52,7 @@ def classify(scene: Scene) -> None:
         checkpoints=run_dir.checkpoints,
         evaluate=lambda weights: {"split": "val", "auroc": validation.auroc(weights)},
         observe=scene.observe,
-        synthetic=plan_facts(hospitals.pool, config),
+        synthetic=plan_facts(hospitals.pool, hospitals.sources, config),
         seeds=SimulatedSeeds(run_seed=config.seed, site="server"),
     )
     try:
@@ -60,22 +63,10 @@ def classify(scene: Scene) -> None:
     except RunFailed as error:
         fail(hospitals, sites, str(error))
         raise
+    tuned = tune(scene, sites, outcome, test)
     scene.stage("testing the final model")
-    result = conclude(hospitals, sites, outcome, test)
+    result = conclude(hospitals, sites, outcome, test, tuned)
     scene.observe({"event": "done", "result": result})
-
-
-def _begun(scene: Scene) -> Config:
-    """The configuration after synthetic images have been paid for, and trained on."""
-    config, pool = scene.config, scene.hospitals.pool
-    if pool is None:
-        return config
-    charge_sites(pool, scene.sites(config))
-    if not config.augment.pretrains:
-        return config
-    scene.stage(f"training on {pool.cohort.num_patients} synthetic images")
-    num_classes = scene.hospitals.num_classes
-    return pretrained(config, pool, num_classes, scene.run_dir, scene.observe)
 
 
 def _as_it_is(start: Start, hospitals: Hospitals) -> Outcome:

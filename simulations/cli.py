@@ -9,8 +9,10 @@ from typing import Annotated
 
 import typer
 
+from client.agent import command as site_command
 from common.errors import UsageError
 from simulations import (
+    audit_command,
     bench_data,
     bench_dp,
     bench_ledger,
@@ -19,6 +21,7 @@ from simulations import (
     ledger_command,
     sample_command,
 )
+from simulations.comparison import command as compare_command
 from simulations.progress import complain
 
 EXIT_USAGE = 2
@@ -37,9 +40,11 @@ app.add_typer(ledger_command.app, name="ledger")
 bench_ledger.app.command()(bench_data.data)
 bench_ledger.app.command()(bench_dp.dp)
 app.add_typer(bench_ledger.app, name="bench")
+app.add_typer(audit_command.app, name="audit")
 app.command()(calibrate_command.calibrate)
 app.command("check-data")(check_data_command.check_data)
 app.command()(sample_command.sample)
+app.add_typer(site_command.app, name="site")
 
 
 @app.callback()
@@ -72,6 +77,17 @@ def synthesize(context: typer.Context) -> None:
 
     code = configs.run(run, context.args, program="fedward synthesize", primary="synthesize")
     raise typer.Exit(code)
+
+
+app.command(
+    context_settings={"ignore_unknown_options": True, "allow_extra_args": True},
+    help=compare_command.HELP,
+    short_help="Train centralized, federated and alone, at equal privacy, and compare.",
+    epilog=(
+        "Exit codes: 0 compared; 1 a trial has no result; 2 bad input, or runs that cannot be "
+        "compared; 130 interrupted."
+    ),
+)(compare_command.compare)
 
 
 @app.command()

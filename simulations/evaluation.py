@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,8 +16,9 @@ from client.frozen import FrozenBackbone
 from common import models
 from common.config import Personal, TaskKind
 from common.errors import UsageError
-from common.evaluation import Evaluation, Scored, evaluate, macro_auroc, usable
+from common.evaluation import Evaluation, evaluate, macro_auroc, usable
 from common.messages import Weights
+from common.scored import Scored, youden_thresholds
 from common.task import Task
 
 _SLICES = 128  # of all images of a batch together
@@ -31,6 +33,9 @@ class HeldOut:
 
     Layers of the sites' own that a model comes without are as they were when ``model`` was given.
 
+    Thresholds are chosen for each model on ``thresholds_from``, another cohort (the validation
+    one); without it there are none, and no figures that need one.
+
     Images are read a batch at a time, so a cohort that is a memory map stays on disk.
     """
 
@@ -42,7 +47,9 @@ class HeldOut:
         personal: Personal = Personal.none,
         *,
         cache: Path | None = None,
+        thresholds_from: HeldOut | None = None,
     ) -> None:
+        self._thresholds_from = thresholds_from
         self._model = model
         self._begun = models.trainable_weights(model)
         self._own = models.local_names(model, personal)
@@ -81,11 +88,24 @@ class HeldOut:
 
     def auroc(self, weights: Weights) -> float | None:
         """Mean area under the ROC curve over the labels, ``None`` if no label has one."""
-        return macro_auroc(self._scored(weights))
+        return macro_auroc(self._plain(weights))
 
     def evaluate(self, weights: Weights, *, seed: int) -> Evaluation:
         """All figures, with intervals from redrawing patients."""
-        return evaluate(self._scored(weights), seed=seed)
+        return evaluate(self.scored(weights), seed=seed)
+
+    def scored(self, weights: Weights) -> Scored:
+        """Answers and truth, with groups and the thresholds for these weights."""
+        scored = self._plain(weights)
+        if self._thresholds_from is None:
+            return scored
+        chosen = youden_thresholds(self._thresholds_from._plain(weights))
+        return replace(scored, thresholds=chosen)
+
+    @property
+    def cohort(self) -> Cohort:
+        """The images and whose they are."""
+        return self._cohort
 
     def scores(self, weights: Weights) -> NDArray[np.float64]:
         """(N, L) probability of each name of the task; of the one finding of a binary task."""
@@ -110,7 +130,7 @@ class HeldOut:
         with torch.inference_mode():
             return self._backbone.head(torch.from_numpy(self._features))
 
-    def _scored(self, weights: Weights) -> Scored:
+    def _plain(self, weights: Weights) -> Scored:
         return Scored(
             task=self._task,
             labels=self._cohort.labels,

@@ -1,4 +1,4 @@
-"""From a finished (or failed) run to its files: weights, result.json, report.html."""
+"""From a finished (or failed) run to its files: weights, predictions, result.json, report."""
 
 from __future__ import annotations
 
@@ -16,12 +16,16 @@ from safetensors.numpy import save
 import configs
 from client.kept import Kept
 from common.config import Config, Personal, Unit
+from common.evaluation import evaluate
+from common.fairness import fairness
 from common.files import write_atomically
 from common.messages import Recipe
 from common.models import weights_sha256
 from common.privacy import accountants
 from common.privacy.chain import Entry
 from common.privacy.events import Event
+from common.provenance import METADATA_KEY, dumps
+from common.scored import Scored
 from common.seeds import derive_seed
 from server import site_dp
 from server.checkpoint import Checkpoint, latest_checkpoint
@@ -30,7 +34,9 @@ from server.recipe import plan
 from server.rounds import Outcome
 from simulations import report
 from simulations.evaluation import HeldOut
+from simulations.predictions import Predictions, TestSet
 from simulations.run_dir import RunDir
+from simulations.run_provenance import provenance_of
 from simulations.sites import Hospitals, SimulatedSites
 
 SCHEMA = "fedward.result/1"
@@ -39,28 +45,56 @@ _FPRS = (0.01, 0.001)
 
 
 def conclude(
-    hospitals: Hospitals, sites: SimulatedSites, outcome: Outcome, test: HeldOut
+    hospitals: Hospitals,
+    sites: SimulatedSites,
+    outcome: Outcome,
+    test: HeldOut,
+    tuned: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """Test the final model and write everything; returns the content of ``result.json``."""
+    """Test the final model and write everything; returns the content of ``result.json``.
+
+    ``tuned`` is what is known of the models that hospitals trained on for themselves.
+    """
     config, run_dir = sites.config, sites.run_dir
     weights = outcome.checkpoint.weights
     digest = weights_sha256(weights)
-    figures = test.evaluate(weights, seed=derive_seed(config.seed, "bootstrap"))
+    scored = test.scored(weights)
+    seed = derive_seed(config.seed, "bootstrap")
     result = run_facts(config, hospitals, outcome.state, outcome.checkpoint)
     result["final"] = {
         "round": outcome.checkpoint.round,
         "weights_sha256": digest,
-        "test": figures.to_dict(),
+        "test": {
+            **evaluate(scored, seed=seed).to_dict(),
+            "fairness": {
+                name: column.to_dict() for name, column in fairness(scored, seed=seed).items()
+            },
+        },
+        "predictions": _predictions(sites, scored, test),
     }
     if config.strategy.personal is not Personal.none:
         result["final"]["personal"] = _personal(sites, outcome, test)
+    if tuned is not None:
+        result["final"]["tuned"] = tuned
     result["privacy"] = privacy_facts(hospitals, sites, outcome.recipe)
     result["privacy"]["site_level"] = _site_level(config, outcome.checkpoint)
     result["synthetic"] = _synthetic(hospitals, config, result["privacy"])
-    provenance = {key: result[key] for key in ("schema", "created", "title", "study", "privacy")}
-    write_atomically(run_dir.weights, save(weights, metadata={"fedward": json.dumps(provenance)}))
+    result["initial_weights"] = _initial_weights(hospitals, config)
+    made = provenance_of(sites, outcome.recipe, hospitals.sources, what="a model")
+    result["provenance"] = made.to_dict()
+    about = {key: result[key] for key in ("schema", "created", "title", "study", "privacy")}
+    metadata = {"fedward": json.dumps(about), METADATA_KEY: dumps(made)}
+    write_atomically(run_dir.weights, save(weights, metadata=metadata))
     _write(result, run_dir)
     return result
+
+
+def _predictions(sites: SimulatedSites, scored: Scored, test: HeldOut) -> dict[str, Any]:
+    """Write the answer to every test image; returns where, and which images they were."""
+    config, path = sites.config, sites.run_dir.predictions
+    answers = Predictions(test_set=TestSet.of(test.cohort), seed=config.seed, scored=scored)
+    digest = answers.write(path, public=config.data.public is not None)
+    return {"file": path.name, "sha256": digest, "test_set": answers.test_set.to_dict()}
 
 
 def fail(hospitals: Hospitals, sites: SimulatedSites, why: str) -> None:
@@ -190,6 +224,17 @@ def _synthetic(
         "epsilon_claimed_without_them": None if None in claims else max(claims, default=None),
         "provenance": made.to_dict(),
     }
+
+
+def _initial_weights(hospitals: Hospitals, config: Config) -> list[dict[str, Any]]:
+    """Weights that bring a provenance; whose patients are behind them."""
+    return [
+        {
+            "concerns_these_patients": source.provenance.concerns(config.data.name),
+            "provenance": source.provenance.to_dict(),
+        }
+        for source in hospitals.initial
+    ]
 
 
 def _site_spend(

@@ -17,8 +17,19 @@ _REASONS = {
     "budget_exceeded": "one more round would have passed its privacy budget",
     "refused": "the hospital declined",
     "bad_request": "it could not make sense of the request",
-    "unknown_pool": "it does not know the synthetic images that were asked for",
+    "unknown_pool": "it does not know of having paid for the synthetic images or weights",
     "policy": "its own rules do not allow what was asked",
+    "policy_unreadable": "its own rules could not be read, so it refuses everything",
+    "paused": "it has paused all training",
+    "outside_hours": "it trains at other hours only",
+    "weak_noise": "its own rules ask for more noise",
+    "small_batch": "its own rules ask for more patients in a step",
+    "high_sampling_rate": "its own rules allow fewer of its patients in a step",
+    "too_many_steps": "its own rules allow fewer steps in a round",
+    "unapproved_study": "its own rules do not name the study",
+    "unapproved_model": "its own rules do not allow this model",
+    "unapproved_generator": "its own rules do not allow a generator to be trained",
+    "unapproved_code": "it has not approved the code that asked",
     "model_mismatch": "its model is another, or private training does not cover it",
     "ledger_unavailable": "its ledger could not be written or trusted",
     "internal_error": "its work broke off",
@@ -85,6 +96,7 @@ class Page:
         self.test: Result | None = self.final.get("test")
         self.privacy: Result = dict.fromkeys(_PRIVACY) | dict(result.get("privacy") or {})
         self.synthetic: Result | None = result.get("synthetic")
+        self.initial_weights: Sequence[Result] = result.get("initial_weights") or []
         study: Result = result.get("study") or {}
         self.study: str = study.get("name") or "(unnamed)"
         self.public: str | None = study.get("public")

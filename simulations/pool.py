@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -9,8 +11,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from client.data.cohort import Cohort
-from client.synthesis.charging import charge_pool
+from client.synthesis.charging import charge
 from client.synthesis.image_set import ImageSet, read_image_set
+from client.synthesis.source import Source
 from common import provenance
 from common.config import AugmentMode, Config
 from common.errors import BudgetExceeded, LedgerError, Refusal, UsageError
@@ -69,45 +72,43 @@ def _mapped(folder: Path) -> Cohort:
     )
 
 
-def charge_sites(pool: ImageSet, sites: SimulatedSites) -> None:
-    """Hold every hospital's ledger to what the images cost its patients, before they are used.
+def charge_sites(sources: Sequence[Source], sites: SimulatedSites) -> None:
+    """Hold every hospital's ledger to what ``sources`` cost its patients, before they are used.
 
     Raises:
-        UsageError: if a hospital has a cap that the images pass, or does not know of having paid.
+        UsageError: if a hospital has a cap that they pass, or does not know of having paid.
     """
-    for name in sites.names:
+    for name, source in itertools.product(sites.names, sources):
         setup = sites.setup(name)
         try:
             with setup.open_ledger(setup.budget.unit) as ledger:
-                charge_pool(
-                    ledger, pool, site=name, study=sites.config.data.name, budget=setup.budget
-                )
+                charge(ledger, source, site=name, study=sites.config.data.name, budget=setup.budget)
         except BudgetExceeded as error:
-            raise UsageError(_too_dear(pool, name)) from error
+            raise UsageError(_too_dear(source, name)) from error
         except Refusal as error:
             raise UsageError(
-                f"augment.pool={sites.config.augment.pool}: {error}; give the folder of ledgers "
-                "that the generator was trained with, simulation.ledger_dir=FOLDER"
+                f"{source.what}: {error}; give the folder of ledgers that they were made with, "
+                "simulation.ledger_dir=FOLDER"
             ) from error
         except LedgerError as error:
             raise UsageError(f"{name}: {error}") from error
 
 
-def _too_dear(pool: ImageSet, site: str) -> str:
+def _too_dear(source: Source, site: str) -> str:
     return (
-        f"augment.pool: made without privacy from patients of this study "
-        f"({pool.provenance.reason}), so their epsilon is infinite and {site} refuses; a run "
+        f"{source.what}: made without privacy from patients of this study "
+        f"({source.provenance.reason}), so their epsilon is infinite and {site} refuses; a run "
         "without caps shows both figures, privacy.budget=inf"
     )
 
 
-def plan_facts(pool: ImageSet | None, config: Config) -> Synthetic:
-    """What the server has to know of the images."""
-    if pool is None:
-        return Synthetic()
-    made = pool.provenance
-    charged = made.kind is Kind.private and made.concerns(config.data.name)
-    return Synthetic(
-        num_images=pool.cohort.num_patients,
-        paid=provenance.worst(made.charges) if charged else (),
-    )
+def plan_facts(pool: ImageSet | None, sources: Sequence[Source], config: Config) -> Synthetic:
+    """What the server has to know of the images, and of what patients have paid for already."""
+    paid = [
+        paid_there
+        for source in sources
+        if source.provenance.kind is Kind.private and source.provenance.concerns(config.data.name)
+        for paid_there in source.provenance.charges
+    ]
+    num_images = 0 if pool is None else pool.cohort.num_patients
+    return Synthetic(num_images=num_images, paid=provenance.worst(paid))

@@ -33,6 +33,11 @@ class RunDir:
         return self.path / "weights.safetensors"
 
     @property
+    def predictions(self) -> Path:
+        """What the final model said of each test image; derived from patients."""
+        return self.path / "predictions.csv"
+
+    @property
     def checkpoints(self) -> Path:
         """State after the last rounds, from which a stopped run goes on."""
         return self.path / "checkpoints"
@@ -68,9 +73,14 @@ class RunDir:
         return self.work / "pool"
 
     @property
-    def pretrained(self) -> Path:
-        """The model after training on synthetic images."""
-        return self.path / "pretrained.safetensors"
+    def initial(self) -> Path:
+        """Where the weights come from that the run begins with."""
+        return self.work / "initial.json"
+
+    @property
+    def start(self) -> Path:
+        """What the model begins with: trained on synthetic images, centred."""
+        return self.path / "start.safetensors"
 
     @property
     def pretraining(self) -> Path:

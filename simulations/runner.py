@@ -7,8 +7,6 @@ processes with it.
 
 from __future__ import annotations
 
-import json
-import logging
 import os
 import sys
 import threading
@@ -21,6 +19,8 @@ import configs
 from common.config import Config, Job
 from common.errors import RunFailed, UsageError
 from server.end_state import EndState
+from simulations.child import EXIT_FAILED, EXIT_USAGE, ChildSide
+from simulations.ray_start import RayStart
 from simulations.run_dir import RunDir
 
 if TYPE_CHECKING:
@@ -29,10 +29,6 @@ if TYPE_CHECKING:
 
 Observe = Callable[[dict[str, Any]], None]
 
-EXIT_FAILED, EXIT_USAGE = 1, 2
-
-# Ray gives its processes 30 seconds to come up, which a busy machine may not manage.
-_RAY_ATTEMPTS = 5
 _LINGER_SECONDS = 10.0
 
 
@@ -42,20 +38,18 @@ def main(arguments: list[str]) -> int:
     Args:
         arguments: ``[RUN_DIR, EVENTS, RAY_DIR]``.
     """
-    run_dir = RunDir(path=Path(arguments[0]))
-    events = os.fdopen(int(arguments[1]), "w", buffering=1)
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-
+    side = ChildSide(arguments)
+    run_dir = RunDir(path=side.folder)
     code = EXIT_FAILED
 
     def observe(event: dict[str, Any]) -> None:
         nonlocal code
         if event["event"] == "done":
             code = EndState(event["result"]["state"]).exit_code
-        events.write(json.dumps(event) + "\n")
+        side.tell(event)
 
     try:
-        _simulate(configs.read_yaml(run_dir.config), run_dir, Path(arguments[2]), observe)
+        _simulate(configs.read_yaml(run_dir.config), run_dir, side.ray_dir, observe)
     except UsageError as error:
         observe({"event": "usage_error", "message": str(error)})
         return EXIT_USAGE
@@ -69,18 +63,15 @@ def main(arguments: list[str]) -> int:
     return code
 
 
-def _end_with_parent() -> None:
-    """Standard input is a pipe whose other end only the parent holds."""
-    while os.read(sys.stdin.fileno(), 1):
-        pass
-    os._exit(EXIT_FAILED)
-
-
 def _simulate(config: Config, run_dir: RunDir, ray_dir: Path, observe: Observe) -> None:
-    ray = _RayStart(config, ray_dir)
+    from server.mlflow_run import MlflowRun
     from server.tracking import Tracking
 
-    with Tracking(run_dir.tracking) as tracking:
+    run_id = run_dir.run_id.read_text().strip()
+    mlflow = MlflowRun.begin(config.tracking, run_id=run_id, title=config.title)
+    wanted = config.simulation.cpus_per_site * config.federation.num_sites
+    ray = RayStart(max(1, int(min(os.cpu_count() or 1, wanted))), ray_dir)
+    with Tracking(run_dir.tracking, mlflow) as tracking:
 
         def both(event: dict[str, Any]) -> None:
             observe(event)
@@ -89,7 +80,7 @@ def _simulate(config: Config, run_dir: RunDir, ray_dir: Path, observe: Observe) 
         _do_job(config, run_dir, ray, both)
 
 
-def _do_job(config: Config, run_dir: RunDir, ray: _RayStart, observe: Observe) -> None:
+def _do_job(config: Config, run_dir: RunDir, ray: RayStart, observe: Observe) -> None:
     observe({"event": "stage", "text": f"reading the study {config.data.name}"})
     from simulations.scene import Scene
     from simulations.sites import prepare
@@ -115,55 +106,6 @@ def _do_job(config: Config, run_dir: RunDir, ray: _RayStart, observe: Observe) -
         from simulations.classification import classify
 
         classify(scene)
-
-
-class _RayStart:
-    """Starts Ray for this run alone while the study is being read; Flower's engine joins it.
-
-    Ray's processes end with the *thread* that started them, so this one stays.
-    """
-
-    def __init__(self, config: Config, ray_dir: Path) -> None:
-        self._config = config
-        self._ray_dir = ray_dir
-        self._error: Exception | None = None
-        self._done = threading.Event()
-        threading.Thread(target=self._start, daemon=True).start()
-
-    def _start(self) -> None:
-        for _ in range(_RAY_ATTEMPTS):
-            self._error = self._attempt()
-            if self._error is None or "timed out" not in str(self._error):
-                break
-        self._done.set()
-        threading.Event().wait()
-
-    def _attempt(self) -> Exception | None:
-        wanted = self._config.simulation.cpus_per_site * self._config.federation.num_sites
-        try:
-            import ray
-
-            ray.shutdown()  # what an attempt before this one left
-            ray.init(
-                address="local",
-                num_cpus=max(1, int(min(os.cpu_count() or 1, wanted))),
-                include_dashboard=False,
-                logging_level=logging.WARNING,
-                _temp_dir=str(self._ray_dir),
-            )
-        except Exception as error:
-            return error
-        return None
-
-    def wait(self) -> None:
-        """Return when Ray runs.
-
-        Raises:
-            RunFailed: if it could not be started.
-        """
-        self._done.wait()
-        if self._error is not None:
-            raise RunFailed(f"Ray did not start: {self._error}")
 
 
 def _run_flower(config: Config, starts: Sequence[Start], sites: SimulatedSites) -> list[Outcome]:

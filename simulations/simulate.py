@@ -8,40 +8,24 @@ from __future__ import annotations
 
 import fcntl
 import json
-import os
 import re
 import secrets
 import shutil
-import signal
-import subprocess
 import sys
-import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
-from typing import Any
 
 import configs
 from common.config import Config, Job, Mechanism
 from common.errors import UsageError
 from common.files import write_atomically
 from server.end_state import EndState
-from simulations.process_tree import adopt_orphans, end_descendants
+from simulations.child import EXIT_INTERRUPTED, EXIT_USAGE, run_child, stoppable
 from simulations.progress import Progress
 from simulations.run_dir import RunDir
-
-_QUIET = {
-    "FLWR_TELEMETRY_ENABLED": "0",
-    "FLWR_DISABLE_UPDATE_CHECK": "1",
-    "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
-    "RAY_USAGE_STATS_ENABLED": "0",
-    "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",
-    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
-    "PYTHONUNBUFFERED": "1",
-}
-EXIT_FAILED, EXIT_USAGE, EXIT_INTERRUPTED = 1, 2, 130
 
 
 def simulate(config: Config) -> int:
@@ -56,9 +40,19 @@ def simulate(config: Config) -> int:
         if state.has_model:
             print(f"Nothing to do: {run_dir.path} has a result ({state}). {run_dir.report}")
             return state.exit_code
-    stop_signals = {signal.SIGINT: _interrupt, signal.SIGTERM: _interrupt}
-    with _only_user(run_dir), _clean_up(run_dir), _signals(stop_signals):
-        message, code = _run_child(run_dir, config)
+    with (
+        _only_user(run_dir),
+        _clean_up(run_dir),
+        stoppable(),
+        Progress(config, run_dir) as progress,
+    ):
+        message, code = run_child(
+            "simulations.runner",
+            run_dir.path,
+            work=run_dir.work,
+            log=run_dir.log,
+            show=progress.show,
+        )
     if code == EXIT_USAGE:
         if is_new:
             shutil.rmtree(run_dir.path)
@@ -103,6 +97,7 @@ def _open_run(config: Config) -> tuple[RunDir, Config, bool]:
     config.data.root = config.data.root and config.data.root.absolute()
     config.data.cache_dir = config.data.cache_dir and config.data.cache_dir.absolute()
     config.model.weights = config.model.weights and config.model.weights.absolute()
+    config.model.start = config.model.start and config.model.start.absolute()
     config.augment.pool = config.augment.pool and config.augment.pool.absolute()
     config.augment.provenance = config.augment.provenance and config.augment.provenance.absolute()
     config.run_dir = path
@@ -144,64 +139,3 @@ def _clean_up(run_dir: RunDir) -> Iterator[None]:
         yield
     finally:
         shutil.rmtree(run_dir.work, ignore_errors=True)
-
-
-def _run_child(run_dir: RunDir, config: Config) -> tuple[str, int]:
-    """Run the child, show its events; returns its last words and an exit code."""
-    adopt_orphans()
-    read_end, write_end = os.pipe()
-    # Ray's sockets need a short path.
-    ray_dir = tempfile.mkdtemp(prefix="fedward-")
-    command = [sys.executable, "-P", "-m", "simulations.runner"]
-    try:
-        with run_dir.log.open("ab") as log:
-            child = subprocess.Popen(
-                [*command, str(run_dir.path), str(write_end), ray_dir],
-                cwd=run_dir.work,
-                env={**os.environ, **_QUIET, "FLWR_HOME": str(run_dir.work / "flwr")},
-                stdin=subprocess.PIPE,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                pass_fds=(write_end,),
-                start_new_session=True,
-            )
-        os.close(write_end)
-        return _follow(child, read_end, run_dir, config)
-    finally:
-        shutil.rmtree(ray_dir, ignore_errors=True)
-
-
-def _follow(
-    child: subprocess.Popen[bytes], events: int, run_dir: RunDir, config: Config
-) -> tuple[str, int]:
-    message = "the simulation ended without a word"
-    try:
-        with os.fdopen(events) as lines, Progress(config, run_dir) as progress:
-            for line in lines:
-                event: dict[str, Any] = json.loads(line)
-                message = event.get("message", message)
-                progress.show(event)
-        code = child.wait()
-        return message, EXIT_FAILED if code < 0 else code  # below 0: killed
-    except KeyboardInterrupt:
-        return "interrupted", EXIT_INTERRUPTED
-    finally:
-        # A second Ctrl-C must not leave half of the processes behind.
-        with _signals({signal.SIGINT: signal.SIG_IGN, signal.SIGTERM: signal.SIG_IGN}):
-            end_descendants()
-
-
-def _interrupt(number: int, frame: object) -> None:
-    """Ctrl-C, and SIGTERM from a scheduler, end a run in the same orderly way."""
-    del number, frame
-    raise KeyboardInterrupt
-
-
-@contextmanager
-def _signals(handlers: Mapping[signal.Signals, Any]) -> Iterator[None]:
-    previous = {number: signal.signal(number, handler) for number, handler in handlers.items()}
-    try:
-        yield
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)

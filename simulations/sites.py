@@ -13,9 +13,10 @@ import numpy as np
 
 from client.data.cache import ImageCache
 from client.data.cohort import Cohort, load_cohort
-from client.data.split import split_patients
+from client.data.split import Split, split_patients
 from client.data.study import Record, Study, build
 from client.synthesis.image_set import ImageSet
+from client.synthesis.source import Source
 from common.config import Config, Job
 from common.errors import LedgerError, UsageError
 from common.files import write_atomically
@@ -26,6 +27,7 @@ from common.privacy.keys import SiteKey
 from common.seeds import SimulatedSeeds, derive_seed
 from common.task import Task
 from server.recipe import default_delta
+from simulations.initial_weights import open_initial, prepare_initial
 from simulations.partition import partition
 from simulations.pool import open_pool, prepare_pool
 from simulations.run_dir import RunDir
@@ -53,6 +55,7 @@ class Hospitals:
         val: images that the model is looked at on after each round.
         test: images that the final model is measured on.
         pool: synthetic images, if the run uses any.
+        initial: where the weights come from that the run begins with, if patients may be there.
     """
 
     study: str
@@ -62,6 +65,12 @@ class Hospitals:
     val: Cohort = field(repr=False)
     test: Cohort = field(repr=False)
     pool: ImageSet | None = None
+    initial: tuple[Source, ...] = ()
+
+    @property
+    def sources(self) -> tuple[Source, ...]:
+        """What was made from patients before this run and goes into it."""
+        return self.initial if self.pool is None else (*self.initial, self.pool.source)
 
     @property
     def num_classes(self) -> int:
@@ -80,27 +89,12 @@ def prepare(config: Config, run_dir: RunDir) -> Hospitals:
     Raises:
         UsageError: if the study cannot be read, or cannot be dealt out as asked.
     """
-    study = build(
-        config.data,
-        num_sites=config.federation.num_sites,
-        phantom_dir=run_dir.phantoms,
-        secret=_reader_key(config, run_dir),
-    )
-    split = split_patients(
-        study.records,
-        val_fraction=config.data.val_fraction,
-        test_fraction=config.data.test_fraction,
-        seed=config.seed,
-    )
-    shares = partition(
-        split.train, config.partition, num_sites=config.federation.num_sites, seed=config.seed
-    )
-    names = _file_names(shares)
-    _check_site_budgets(config, tuple(names.values()))
+    study, split, shares = dealt(config, run_dir.phantoms, _reader_key(config, run_dir))
+    _check_site_budgets(config, tuple(shares))
     sites: dict[str, int] = {}
     num_images = 0
-    for original, name in sorted(names.items(), key=lambda item: item[1]):
-        cohort = _load(study, shares[original], config)
+    for name, records in sorted(shares.items()):
+        cohort = _load(study, records, config)
         _save_cohort(cohort, name, run_dir, _cohort_key(config, run_dir, name, cohort))
         sites[name] = cohort.num_patients
         num_images += len(cohort.labels)
@@ -113,7 +107,43 @@ def prepare(config: Config, run_dir: RunDir) -> Hospitals:
         val=_held_out(_load(study, split.val, config), "val", run_dir),
         test=test,
         pool=prepare_pool(config, study.task, depth_of(test), run_dir),
+        initial=prepare_initial(config, run_dir),
     )
+
+
+def dealt(
+    config: Config, phantom_dir: Path, secret: bytes
+) -> tuple[Study, Split, dict[str, tuple[Record, ...]]]:
+    """Read the study's table, and who goes where; no image is read.
+
+    Args:
+        config: of the run.
+        phantom_dir: where phantoms are kept if ``data.root`` is not set.
+        secret: the key of the patients' hashes; it decides nothing else.
+
+    Returns:
+        The study, its three parts, and the training records by the name of the hospital.
+
+    Raises:
+        UsageError: if the study cannot be read, or cannot be dealt out as asked.
+    """
+    num_sites, data = config.federation.num_sites, config.data
+    study = build(
+        data,
+        num_sites=data.phantom.num_hospitals or num_sites,
+        phantom_dir=data.root or phantom_dir,
+        secret=secret,
+    )
+    split = split_patients(
+        study.records,
+        val_fraction=data.val_fraction,
+        test_fraction=data.test_fraction,
+        seed=config.seed if data.split_seed is None else data.split_seed,
+    )
+    seed = config.seed if config.partition.seed is None else config.partition.seed
+    shares = partition(split.train, config.partition, num_sites=num_sites, seed=seed)
+    names = _file_names(shares)
+    return study, split, {names[site]: records for site, records in shares.items()}
 
 
 def _load(study: Study, records: tuple[Record, ...], config: Config) -> Cohort:
@@ -280,6 +310,7 @@ class SimulatedSites:
             memory_bytes=_memory_bytes(self.config),
             study=self.config.data.name,
             pool=open_pool(self.run_dir),
+            initial=open_initial(self.run_dir),
             cache=features_cache(self.config),
         )
 
@@ -312,6 +343,12 @@ def _memory_bytes(config: Config) -> float | None:
 
 
 _open_sites: dict[tuple[str, str], Site] = {}
+
+
+def close_sites(run_dir: RunDir) -> None:
+    """Forget the sites of a run that is over, in a process that goes on to others."""
+    for key in [key for key in _open_sites if key[0] == str(run_dir.path)]:
+        del _open_sites[key]
 
 
 def shared_model(config: Config, num_classes: int, depth: int | None = None) -> SiteModel:

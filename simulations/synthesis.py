@@ -22,17 +22,14 @@ from common.errors import RunFailed, UsageError
 from common.generators.conditional_gan import ConditionalGan
 from common.generators.moments import MomentGenerator
 from common.generators.sampling import sample
-from common.privacy.chain import State
-from common.privacy.cohort import fingerprint_of
-from common.privacy.events import merge
-from common.provenance import Charge, Kind, Provenance, of_this_program
 from common.seeds import derive_seed
 from server.checkpoint import Checkpoint, latest_checkpoint
 from server.recipe import plan
-from server.rounds import Outcome, Start
+from server.rounds import Start
 from simulations.outcome import fail
+from simulations.run_provenance import provenance_of
 from simulations.scene import Scene
-from simulations.sites import SimulatedSites, shared_generator
+from simulations.sites import shared_generator
 from simulations.synthesis_outcome import finish
 
 _AT_ONCE = 256
@@ -60,7 +57,8 @@ def synthesize(scene: Scene) -> None:
     generators = {
         name: o.checkpoint.weights for name, o in zip(_names(scene), outcomes, strict=True)
     }
-    made = _provenance(scene, sites, outcomes[0])
+    sources = scene.hospitals.sources
+    made = provenance_of(sites, outcomes[0].recipe, sources, what="a generator")
     for name, weights in generators.items():
         write_generator(run_dir.generator(name), weights, shared.blueprint, words, made)
     shutil.rmtree(run_dir.images, ignore_errors=True)
@@ -133,47 +131,6 @@ def _start(scene: Scene, generator: nn.Module, site: str) -> Start:
 def _no_figures(weights: models.Weights) -> dict[str, Any]:
     del weights
     return {"split": "val", "auroc": None}
-
-
-def _provenance(scene: Scene, sites: SimulatedSites, outcome: Outcome) -> Provenance:
-    config = scene.config
-    common = {
-        "studies": (config.data.name,),
-        "seed": config.seed,
-        "source": f"run {scene.run_id} ({config.title})",
-        "code": of_this_program(),
-    }
-    if config.privacy.private:
-        charges = tuple(_charge(sites, name, scene.run_id, outcome) for name in scene.approved())
-        charged = tuple(charge for charge in charges if charge.requests)
-        return Provenance(kind=Kind.private, charges=charged, **common)
-    if config.data.public:
-        return Provenance(kind=Kind.public, reason=config.data.public, **common)
-    reason = f"a generator trained without differential privacy on patients of {config.data.name}"
-    return Provenance(kind=Kind.not_private, reason=reason, **common)
-
-
-def _charge(sites: SimulatedSites, name: str, run_id: str, outcome: Outcome) -> Charge:
-    """What the ledger of a hospital holds of this run."""
-    setup = sites.setup(name)
-    with setup.open_ledger(setup.budget.unit) as ledger:
-        mine = [
-            entry
-            for entry in ledger.entries()
-            if entry.request_id.startswith(f"{run_id}/")
-            and not entry.origin
-            and entry.state is not State.abandoned
-        ]
-    return Charge(
-        site=name,
-        cohort=fingerprint_of(setup.patient_hashes),
-        num_patients=setup.cohort.num_patients,
-        requests=tuple(entry.request_id for entry in mine),
-        events=merge(event for entry in mine for event in entry.events),
-        delta=outcome.recipe.delta,
-        unit=outcome.recipe.unit,
-        accountant=outcome.recipe.accountant,
-    )
 
 
 def _draw(

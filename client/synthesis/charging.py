@@ -1,8 +1,8 @@
-"""Who pays for synthetic images: their generator saw patients, and those have a ledger."""
+"""Who pays for images and weights that were made from patients: those have a ledger."""
 
 from __future__ import annotations
 
-from client.synthesis.image_set import ImageSet
+from client.synthesis.source import Source
 from common.errors import Refusal
 from common.messages import Reason
 from common.privacy.book import BookedLedger
@@ -14,47 +14,47 @@ from common.provenance import Kind
 
 
 class UnknownPool(Refusal):
-    """The ledger does not hold what the pool says this site paid for it."""
+    """The ledger does not hold what this site is said to have paid for a source."""
 
     code = Reason.unknown_pool.value
 
 
-def charge_pool(
-    ledger: Ledger | BookedLedger, pool: ImageSet, *, site: str, study: str, budget: Budget
+def charge(
+    ledger: Ledger | BookedLedger, source: Source, *, site: str, study: str, budget: Budget
 ) -> None:
-    """Make the ledger hold what ``pool`` cost this site's patients.
+    """Make the ledger hold what ``source`` cost this site's patients.
 
-    Nothing is charged for public images, or those made from other studies. What was trained
+    Nothing is charged for what is public, or made from other studies. What was trained
     without privacy on these patients makes their epsilon infinite; once charged is enough. What
     was trained with privacy on them is in the ledger already, under the requests that the
     provenance names; it is looked up, in a ledger that outlives runs: one that began with this run
     knows nothing of what its patients paid before. A site that the provenance does not name cannot
-    tell whether its patients are behind the images under another name, so it does not use them.
+    tell whether its patients are behind it under another name, so it does not use it.
 
     Raises:
         BudgetExceeded: if the site has a cap that this would pass.
         UnknownPool: if what this site is said to have paid is not in the ledger.
         LedgerError: if the ledger cannot record it.
     """
-    made = pool.provenance
+    made = source.provenance
     if not made.concerns(study):
         return
     if made.kind is Kind.not_private:
         ledger.reserve(
-            request_id=pool.request_id,
-            events=(NonPrivateRelease(reason=f"synthetic images: {made.reason}"),),
-            purpose="synthetic images",
+            request_id=source.request_id,
+            events=(NonPrivateRelease(reason=f"{source.what}: {made.reason}"),),
+            purpose=source.what,
             budget=budget,
         )
-        ledger.commit(pool.request_id)
+        ledger.commit(source.request_id)
         return
     if not isinstance(ledger, BookedLedger):
         raise UnknownPool(f"{site}: its ledger does not outlive runs")
     paid = {e.request_id: e for e in ledger.entries() if e.state is not State.abandoned}
-    mine = [charge for charge in made.charges if charge.site == site]
+    mine = [paid_here for paid_here in made.charges if paid_here.site == site]
     if not mine:
         raise UnknownPool(f"{site}: the provenance does not say what its patients paid")
-    for charge in mine:
-        events = [event for name in charge.requests if name in paid for event in paid[name].events]
-        if not paid.keys() >= set(charge.requests) or not within(charge.events, events):
+    for stated in mine:
+        events = [event for name in stated.requests if name in paid for event in paid[name].events]
+        if not paid.keys() >= set(stated.requests) or not within(stated.events, events):
             raise UnknownPool(f"{site}: its ledger does not hold what it is said to have paid")

@@ -18,6 +18,7 @@ from PIL import Image
 from client.data.cohort import Cohort, load_cohort
 from client.data.patient import PatientHash
 from client.data.table import read_table
+from client.synthesis.source import Source
 from common import provenance as origin
 from common.config import AugmentConfig, ColumnsConfig, DataConfig, LabelsConfig, StudyKind
 from common.errors import DataError, UsageError
@@ -43,9 +44,11 @@ class ImageSet:
     digest: str
 
     @property
-    def request_id(self) -> str:
-        """Under which a ledger holds that this set was used."""
-        return f"pool/{self.digest}"
+    def source(self) -> Source:
+        """What is charged for their use."""
+        return Source(
+            what="synthetic images", provenance=self.provenance, request_id=f"pool/{self.digest}"
+        )
 
 
 def write_image_set(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -18,6 +18,7 @@ from client.data.augmentation import Augmentation
 from client.data.cohort import Cohort
 from client.dp.gradients import PlainStep
 from client.dp.patients import PatientBatch
+from client.frozen import FrozenBackbone
 from common.config import AugmentationConfig, Precision
 from common.errors import UsageError
 from common.files import write_atomically
@@ -45,8 +46,11 @@ def pretrain(
     *,
     state: Path,
     observe: Callable[[int], None],
+    cache: Path | None = None,
 ) -> None:
     """Train the trainable weights of ``model`` in place, by Adam over shuffled batches.
+
+    A backbone that is frozen, below the last layer, is asked once for each image.
 
     Args:
         model: whose logits fit the pool's labels.
@@ -55,6 +59,7 @@ def pretrain(
         state: file that is written after each epoch, and from which a stopped training goes on
             with the same result.
         observe: told after each epoch how many are done.
+        cache: folder for what a frozen backbone says of images.
 
     Raises:
         UsageError: if ``state`` is there and is not of this training.
@@ -62,14 +67,15 @@ def pretrain(
     named = {name: p for name, p in model.named_parameters() if p.requires_grad}
     optimizer = torch.optim.Adam(named.values(), lr=how.learning_rate)
     done = _resume(state, named, optimizer)
-    model.train()
+    trained, shown = _on_features(model, pool, how, cache)
+    trained.train()
     for epoch in range(done, how.epochs):
         rng = np.random.default_rng((how.seed, epoch))
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(int(rng.integers(2**63)))  # dropout and the like
-            for batch in _batches(pool, how, rng):
+            for batch in _batches(shown, how, rng):
                 step = PlainStep(
-                    model,
+                    trained,
                     optimizer,
                     expected_patients=batch.num_patients,
                     precision=how.precision,
@@ -79,6 +85,17 @@ def pretrain(
         observe(epoch + 1)
 
 
+def _on_features(
+    model: nn.Module, pool: Cohort, how: Pretraining, cache: Path | None
+) -> tuple[nn.Module, Cohort]:
+    """The last layer and what it gets of each image, where that never changes."""
+    as_it_is = how.augmentation == AugmentationConfig() and how.precision is Precision.fp32
+    backbone = FrozenBackbone.of(model, pool.images.shape[1:]) if as_it_is else None
+    if backbone is None:
+        return model, pool
+    return backbone.head, replace(pool, images=backbone.features(pool.images, cache))
+
+
 def _batches(pool: Cohort, how: Pretraining, rng: np.random.Generator) -> Iterator[PatientBatch]:
     generator = torch.Generator().manual_seed(int(rng.integers(2**63)))
     change = Augmentation(config=how.augmentation)
@@ -86,8 +103,9 @@ def _batches(pool: Cohort, how: Pretraining, rng: np.random.Generator) -> Iterat
     for start in range(0, len(order), how.batch_size):
         rows = order[start : start + how.batch_size]
         images = torch.from_numpy(np.ascontiguousarray(pool.images[rows]))
+        is_image = images.ndim > 2
         yield PatientBatch(
-            images=change.views(images, 1, generator) * 2.0 - 1.0,
+            images=change.views(images, 1, generator) * 2.0 - 1.0 if is_image else images,
             labels=torch.from_numpy(pool.labels[rows]),
             patients=torch.arange(len(rows)),
             num_patients=len(rows),

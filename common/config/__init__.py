@@ -47,6 +47,7 @@ from common.config.synthesis import (
     GeneratorKind,
     GeneratorSharing,
 )
+from common.config.tracking import TrackingConfig
 from common.config.training import AugmentationConfig, Precision, TrainingConfig
 
 __all__ = [
@@ -83,6 +84,7 @@ __all__ = [
     "StrategyName",
     "StudyKind",
     "TaskKind",
+    "TrackingConfig",
     "TrainingConfig",
     "Unit",
     "VolumeConfig",

@@ -92,16 +92,19 @@ class PartitionConfig:
     (``site``) or one of its groups, such as ``manufacturer`` or ``sex``. ``alpha`` is the
     concentration of the Dirichlet shares of ``label_skew`` and ``feature_skew`` (small: each label
     or feature is at few hospitals), ``ratio`` how many times larger each hospital of ``size_skew``
-    is than the next.
+    is than the next. ``seed`` draws who goes where, the run's seed if it is not set.
     """
 
     kind: PartitionKind = PartitionKind.auto
     by: str | None = None
     alpha: float = 0.5
     ratio: float = 2.0
+    seed: int | None = None
 
     def __post_init__(self) -> None:
         require_positive("partition.alpha", self.alpha)
+        sound = self.seed is None or self.seed >= 0
+        require(sound, "partition.seed", self.seed, "must be at least 0")
         require(
             math.isfinite(self.ratio) and self.ratio >= 1, "partition.ratio", self.ratio, "from 1"
         )

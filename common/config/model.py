@@ -12,7 +12,11 @@ from common.errors import UsageError
 
 @dataclass(kw_only=True)
 class ModelConfig:
-    """A timm architecture; ``patch_size`` and ``window_size`` in pixels and patches."""
+    """A timm architecture; ``patch_size`` and ``window_size`` in pixels and patches.
+
+    ``weights`` are those of the whole model, ``start`` some of them that a run has trained, laid
+    over it; a file that carries its provenance is charged to the patients behind it.
+    """
 
     name: str = "vit_tiny"
     architecture: str = "vit_tiny_patch16_224"
@@ -20,6 +24,7 @@ class ModelConfig:
     window_size: int | None = None
     weights: Path | None = None
     weights_public: str | None = None
+    start: Path | None = None
 
     def __post_init__(self) -> None:
         if self.weights is not None and not self.weights_public:
@@ -44,12 +49,14 @@ class FinetuneConfig:
     """Which weights are trained, besides the head.
 
     ``bitfit`` trains all biases, ``lora`` low-rank additions (of ``rank``) to the projections of
-    attention, ``last_blocks`` the last ``blocks`` blocks.
+    attention, ``last_blocks`` the last ``blocks`` blocks. With ``center`` the last layer gets
+    features of one length of which the mean over images without content was subtracted.
     """
 
     mode: FinetuneMode = FinetuneMode.all
     rank: int = 4
     blocks: int = 2
+    center: bool = False
 
     def __post_init__(self) -> None:
         for name in ("rank", "blocks"):

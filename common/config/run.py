@@ -13,7 +13,8 @@ from common.config.privacy import ClippingKind, EngineName, PrivacyConfig
 from common.config.simulation import SimulationConfig
 from common.config.strategy import Personal, StrategyConfig, StrategyName
 from common.config.study import DataConfig
-from common.config.synthesis import AugmentConfig, GanConfig
+from common.config.synthesis import AugmentConfig, AugmentMode, GanConfig
+from common.config.tracking import TrackingConfig
 from common.config.training import Precision, TrainingConfig
 from common.errors import UsageError
 
@@ -45,6 +46,7 @@ class Config:
     gan: GanConfig = field(default_factory=GanConfig)
     training: TrainingConfig = field(default_factory=TrainingConfig)
     simulation: SimulationConfig = field(default_factory=SimulationConfig)
+    tracking: TrackingConfig = field(default_factory=TrackingConfig)
 
     def __post_init__(self) -> None:
         require(self.seed >= 0, "seed", self.seed, "must be at least 0")
@@ -93,8 +95,15 @@ class Config:
                 f"strategy={name.value} strategy.personal={strategy.personal.value}: a generator "
                 "is trained without terms against drift and without layers of the hospitals' own"
             )
-        if name is StrategyName.scaffold and self.training.optimizer != "sgd":
+        trains = self.job is Job.classify and self.augment.mode is not AugmentMode.pretrain
+        if strategy.local_steps_after and not trains:
+            raise UsageError(
+                f"strategy.local_steps_after={strategy.local_steps_after}: no hospital trains a "
+                "classifier in this run, so there is none to train on; set it to 0"
+            )
+        plain = self.training.optimizer == "sgd" and not self.training.momentum
+        if name is StrategyName.scaffold and not plain:
             raise UsageError(
                 "strategy=scaffold: its corrections are of gradient descent without momentum; set "
-                "training.optimizer=sgd"
+                "training.optimizer=sgd training.momentum=0"
             )

@@ -74,6 +74,7 @@ class StrategyConfig:
     is not set. fedmedian, trimmed_mean and krum take no ``weighting``: each hospital is one vote.
     ``trim`` is the share that trimmed_mean drops at each end, ``num_malicious`` how many hospitals
     krum holds out against, ``proximal_mu`` the pull of fedprox towards the shared model.
+    After the last round each hospital trains the model ``local_steps_after`` steps on for itself.
     """
 
     name: StrategyName = StrategyName.fedavg
@@ -87,6 +88,7 @@ class StrategyConfig:
     trim: float = 0.2
     num_malicious: int = 0
     personal: Personal = Personal.none
+    local_steps_after: int = 0
     site_dp: SiteDpConfig = field(default_factory=SiteDpConfig)
 
     def __post_init__(self) -> None:
@@ -100,6 +102,8 @@ class StrategyConfig:
         require(0 <= self.trim < 0.5, "strategy.trim", self.trim, "at least 0 and below 0.5")
         malicious = self.num_malicious
         require(malicious >= 0, "strategy.num_malicious", malicious, "must be at least 0")
+        after = self.local_steps_after
+        require(after >= 0, "strategy.local_steps_after", after, "must be at least 0")
         require(
             self.site_dp.noise_multiplier is None or self.name.averages,
             "strategy.site_dp.noise_multiplier",

@@ -134,18 +134,25 @@ class VolumeConfig:
 
 @dataclass(kw_only=True)
 class PhantomConfig:
-    """How many phantoms are drawn, and how they look (sizes in pixels)."""
+    """How many phantoms are drawn, and how they look (sizes in pixels).
+
+    They come from ``num_hospitals``; from ``federation.num_sites`` if it is not set.
+    """
 
     num_train_per_site: int = 200
     num_val: int = 100
     num_test: int = 200
     size: int = 64
     seed: int = 7
+    num_hospitals: int | None = None
 
     def __post_init__(self) -> None:
         for name in ("num_train_per_site", "num_val", "num_test"):
             value = getattr(self, name)
             require(value >= 2, f"data.phantom.{name}", value, "must be at least 2")
+        hospitals = self.num_hospitals
+        sound = hospitals is None or hospitals >= 1
+        require(sound, "data.phantom.num_hospitals", hospitals, "must be at least 1")
         require(self.seed >= 0, "data.phantom.seed", self.seed, "must be at least 0")
         require(16 <= self.size <= 512, "data.phantom.size", self.size, "must be 16 to 512")
 
@@ -159,7 +166,9 @@ class DataConfig:
     keyword, or ``path``; ``columns.image`` then holds its value. So are folders of slices in
     ``ct_volumes`` with a keyword. ``paper_crops`` gives
     ``cbis_ddsm`` the oddities of the published crops. ``window`` names the window of DICOM images
-    (their first without it); ``side`` mirrors those of the other side of the body.
+    (their first without it); ``side`` mirrors those of the other side of the body. ``split_seed``
+    draws validation and test patients where the study does not name them, ``seed`` if it is not
+    set. Phantoms are kept in ``root`` if it is set, else in the folder of the run.
     """
 
     kind: StudyKind = StudyKind.phantom
@@ -177,6 +186,7 @@ class DataConfig:
     image_size: int = 64
     val_fraction: float = 0.1
     test_fraction: float = 0.2
+    split_seed: int | None = None
     public: str | None = None
     cache_dir: Path | None = None
     label_rules: list[str] = field(default_factory=list[str])
@@ -189,6 +199,8 @@ class DataConfig:
         for name in ("val_fraction", "test_fraction"):
             value = getattr(self, name)
             require(0 < value < 0.5, f"data.{name}", value, "must lie between 0 and 0.5")
+        sound = self.split_seed is None or self.split_seed >= 0
+        require(sound, "data.split_seed", self.split_seed, "must be at least 0")
         if self.columns.patient is None and not self.public:
             raise UsageError(
                 "data.columns.patient=null: only a public study may do without patients; say in "

@@ -51,13 +51,15 @@ class AugmentationConfig:
 class TrainingConfig:
     """The local optimiser.
 
-    ``physical_batch`` bounds the images held in memory at once; with ``memory_gb`` a site also
-    keeps each step within that many GB. Each image enters a step as ``augmentation_multiplicity``
-    randomly changed views, together one patient's gradient.
+    ``momentum`` is of sgd: 0.9 if it is not set, and 0 with strategy=scaffold, which takes no other
+    value. ``physical_batch`` bounds the images held in memory at once; with ``memory_gb`` a site
+    also keeps each step within that many GB. Each image enters a step as
+    ``augmentation_multiplicity`` randomly changed views, together one patient's gradient.
     """
 
     optimizer: str = "adam"
     learning_rate: float = 1e-3
+    momentum: float | None = None
     physical_batch: int = 32
     memory_gb: float | None = None
     precision: Precision = Precision.fp32
@@ -69,6 +71,14 @@ class TrainingConfig:
         require_positive("training.memory_gb", self.memory_gb)
         require(
             self.optimizer in {"sgd", "adam"}, "training.optimizer", self.optimizer, "sgd or adam"
+        )
+        momentum = self.momentum or 0.0
+        require(0 <= momentum < 1, "training.momentum", momentum, "must be at least 0 and below 1")
+        require(
+            self.optimizer == "sgd" or momentum == 0,
+            "training.momentum",
+            momentum,
+            f"{self.optimizer} has means of its own; set training.optimizer=sgd",
         )
         require(
             self.physical_batch >= 1, "training.physical_batch", self.physical_batch, "at least 1"

@@ -147,8 +147,13 @@ class PldAccountant:
         composition = normalise(events)
         if composition.empty:
             return fpr
-        both = _pld(composition, self.interval)
-        return min(1.0, max(one.true_positive_rate(fpr) for one in both)) if both else 1.0
+        return _pld_true_positive_rate(composition, fpr, self.interval)
+
+
+@lru_cache(maxsize=256)
+def _pld_true_positive_rate(composition: Composition, fpr: float, interval: float) -> float:
+    both = _pld(composition, interval)
+    return min(1.0, max(one.true_positive_rate(fpr) for one in both)) if both else 1.0
 
 
 def _pld(

@@ -71,6 +71,27 @@ def hash_of(text: str) -> str:
     return hashlib.sha256(_ROW_DOMAIN + text.encode()).hexdigest()
 
 
+def follow(seq: int, row: Row, *, length: int, head: str, public_key: str) -> dict[str, object]:
+    """The fields of ``row``, found at position ``seq`` after ``length`` rows that end in ``head``.
+
+    Raises:
+        LedgerError: The row is missing, changed, out of order or unsigned.
+        KeyError: It lacks a field that every row has.
+        ValueError: It is not JSON.
+    """
+    expected = length + 1
+    if seq != expected:
+        raise LedgerError(f"row {expected} of the ledger is missing or out of order")
+    if hash_of(row.text) != row.hash:
+        raise LedgerError(f"row {seq} of the ledger was changed")
+    if not keys.verify(public_key, _ROW_DOMAIN + row.hash.encode(), row.signature):
+        raise LedgerError(f"row {seq} of the ledger is not signed by this site's key")
+    fields = row.fields
+    if fields["seq"] != seq or fields["previous"] != head:
+        raise LedgerError(f"row {seq} of the ledger does not follow the one before")
+    return fields
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Entry:
     """A request as the rows left it: ``events`` are what counts now, none if abandoned."""
@@ -105,18 +126,10 @@ class Replay:
             LedgerError: A row is missing, changed, out of order, unsigned or makes no sense.
         """
         for seq, row in rows:
-            expected = self.length + 1
-            if seq != expected:
-                raise LedgerError(f"row {expected} of the ledger is missing or out of order")
-            if hash_of(row.text) != row.hash:
-                raise LedgerError(f"row {seq} of the ledger was changed")
-            signed = _ROW_DOMAIN + row.hash.encode()
-            if not keys.verify(self.public_key, signed, row.signature):
-                raise LedgerError(f"row {seq} of the ledger is not signed by this site's key")
             try:
-                fields = row.fields
-                if fields["seq"] != seq or fields["previous"] != self.head:
-                    raise LedgerError(f"row {seq} of the ledger does not follow the one before")
+                fields = follow(
+                    seq, row, length=self.length, head=self.head, public_key=self.public_key
+                )
                 self._apply(seq, fields)
             except (KeyError, TypeError, ValueError) as error:
                 raise LedgerError(f"row {seq} of the ledger cannot be understood") from error

@@ -83,30 +83,53 @@ def test_features_are_kept_by_weights_and_pixels(tmp_path: Path) -> None:
     assert len(list(tmp_path.iterdir())) == 3
 
 
+SHIFT = {"head.weight": torch.full((2, 64), 0.05), "head.bias": torch.tensor([0.1, -0.1])}
+
+
 @pytest.mark.parametrize("mechanism", ["dp_sgd", "none"])
+@pytest.mark.parametrize("center", [True, False])
+@pytest.mark.parametrize(
+    ("change", "shift"),
+    [
+        ({}, None),
+        ({"proximal_mu": 0.5}, None),
+        ({"controlled": True, "optimizer": "sgd", "momentum": 0.0}, SHIFT),
+    ],
+)
 def test_training_gives_the_same_weights_and_asks_the_backbone_once(
-    mechanism: str, monkeypatch: pytest.MonkeyPatch
+    mechanism: str,
+    center: bool,
+    change: dict[str, Any],
+    shift: dict[str, Tensor] | None,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     noise = 1.0 if mechanism == "dp_sgd" else 0.0
-    recipe = replace(RECIPE, mechanism=mechanism, noise_multiplier=noise)
+    recipe = replace(RECIPE, mechanism=mechanism, noise_multiplier=noise, **change)
+    finetune = replace(HEAD, center=center)
+    prefix = "head.linear" if center else "head"
+    named = {name.replace("head", prefix): value for name, value in (shift or {}).items()}
     asked: list[int] = []
 
-    def trained(*, cached: bool) -> dict[str, np.ndarray]:
+    def trained(*, cached: bool, shift: dict[str, Tensor]) -> dict[str, np.ndarray]:
         with monkeypatch.context() as patch:
             if not cached:
                 patch.setattr(classifier_module.FrozenBackbone, "of", lambda *_: None)
-            training = site_model().prepare(recipe, Surroundings(cohort=cohort()))
+            model = site_model(finetune=finetune)
+            training = model.prepare(recipe, Surroundings(cohort=cohort()))
             training.model.register_forward_hook(lambda *_: asked.append(1))
-            training.train(cohort(), recipe, RoundSeeds(sampling=1, noise=2))
+            training.train(cohort(), recipe, RoundSeeds(sampling=1, noise=2), shift)
         return models.trainable_weights(training.model)
 
-    known = trained(cached=True)
+    known = trained(cached=True, shift=named)
     assert asked == []
-    full = trained(cached=False)
+    full = trained(cached=False, shift=named)
     assert asked
-    assert known.keys() == full.keys() == {"head.weight", "head.bias"}
+    assert known.keys() == full.keys() == {f"{prefix}.weight", f"{prefix}.bias"}
     for name, value in full.items():
         assert np.allclose(known[name], value, atol=1e-4), name
+    if shift:
+        unmoved = trained(cached=True, shift={})
+        assert not np.allclose(unmoved[f"{prefix}.bias"], known[f"{prefix}.bias"], atol=1e-3)
 
 
 class Mixing(nn.Module):
@@ -165,8 +188,6 @@ def test_stochastic_depth_is_left_alone() -> None:
         ({}, AugmentationConfig(flip_horizontal=True)),
         ({"precision": "bf16"}, AugmentationConfig()),
         ({"engine": "opacus_hooks"}, AugmentationConfig()),
-        ({"proximal_mu": 0.1}, AugmentationConfig()),
-        ({"controlled": True, "optimizer": "sgd", "momentum": 0.0}, AugmentationConfig()),
     ],
 )
 def test_recipes_that_need_the_images_get_them(

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from common.config import (
     AugmentationConfig,
     AugmentConfig,
+    AugmentMode,
     ColumnsConfig,
     Config,
     DataConfig,
@@ -52,6 +53,8 @@ OUT_OF_BOUNDS: list[tuple[type[Any], str, str, tuple[Any, ...]]] = [
     (VolumeConfig, "data.volume.", "window_width", (0.0, 20_001.0, math.nan)),
     (DataConfig, "data.", "val_fraction", (0.0, 0.5, -0.1, math.nan)),
     (DataConfig, "data.", "test_fraction", (0.0, 0.5, -0.1, math.nan)),
+    (DataConfig, "data.", "split_seed", (-1,)),
+    (PhantomConfig, "data.phantom.", "num_hospitals", (0,)),
     (PrivacyConfig, "privacy.", "epsilon", NOT_POSITIVE),
     (PrivacyConfig, "privacy.", "noise_multiplier", NOT_POSITIVE),
     (PrivacyConfig, "privacy.", "budget", (0.0, -1.0, -math.inf, math.nan)),
@@ -83,17 +86,20 @@ OUT_OF_BOUNDS: list[tuple[type[Any], str, str, tuple[Any, ...]]] = [
     (StrategyConfig, "strategy.", "proximal_mu", (-0.1, math.inf, math.nan)),
     (StrategyConfig, "strategy.", "trim", (-0.1, 0.5, math.nan)),
     (StrategyConfig, "strategy.", "num_malicious", (-1,)),
+    (StrategyConfig, "strategy.", "local_steps_after", (-1,)),
     (SiteDpConfig, "strategy.site_dp.", "noise_multiplier", NOT_POSITIVE),
     (SiteDpConfig, "strategy.site_dp.", "clip_norm", NOT_POSITIVE),
     (SiteDpConfig, "strategy.site_dp.", "delta", (0.0, 1.0, math.nan)),
     (TrainingConfig, "training.", "learning_rate", NOT_POSITIVE),
     (TrainingConfig, "training.", "optimizer", ("rmsprop", "")),
+    (TrainingConfig, "training.", "momentum", (-0.1, 1.0, math.nan, 0.5)),  # adam takes none
     (TrainingConfig, "training.", "physical_batch", (0,)),
     (TrainingConfig, "training.", "memory_gb", NOT_POSITIVE),
     (TrainingConfig, "training.", "augmentation_multiplicity", (0,)),
     (FinetuneConfig, "finetune.", "rank", (0,)),
     (FinetuneConfig, "finetune.", "blocks", (0,)),
     (PartitionConfig, "partition.", "alpha", NOT_POSITIVE),
+    (PartitionConfig, "partition.", "seed", (-1,)),
     (PartitionConfig, "partition.", "ratio", (0.99, math.inf, math.nan)),
     (AugmentationConfig, "training.augmentation.", "rotation_degrees", (-1.0, 181.0, math.nan)),
     (AugmentationConfig, "training.augmentation.", "shift", (-0.1, 0.51, math.nan)),
@@ -146,7 +152,8 @@ def test_a_value_out_of_bounds_is_named_in_one_line(
         (DataConfig, {"image_size": 1024, "val_fraction": 0.49, "test_fraction": 1e-9}),
         (PrivacyConfig, {"sampling_rate": 1.0, "images_per_patient": 1, "delta": 0.999}),
         (FederationConfig, {"num_sites": 1, "rounds": 1, "steps_per_round": 1}),
-        (TrainingConfig, {"optimizer": "sgd", "physical_batch": 1}),
+        (TrainingConfig, {"optimizer": "sgd", "physical_batch": 1, "momentum": 0.999}),
+        (TrainingConfig, {"optimizer": "adam", "momentum": 0.0}),
         (SimulationConfig, {"gpus_per_site": 0.0, "cpus_per_site": 0.1}),
     ],
 )
@@ -269,6 +276,12 @@ def test_only_a_public_study_may_do_without_patients() -> None:
         ({"name": StrategyName.krum}, {"min_sites": 2}, {}, "min_sites=3"),
         ({"name": StrategyName.krum, "num_malicious": 1}, {"min_sites": 3}, {}, "min_sites=5"),
         ({"name": StrategyName.scaffold}, {}, {"optimizer": "adam"}, "optimizer=sgd"),
+        (
+            {"name": StrategyName.scaffold},
+            {},
+            {"optimizer": "sgd", "momentum": 0.9},
+            r"without momentum; set .*training\.momentum=0",
+        ),
     ],
 )
 def test_a_strategy_that_cannot_do_what_is_asked_is_refused(
@@ -280,6 +293,21 @@ def test_a_strategy_that_cannot_do_what_is_asked_is_refused(
             federation=FederationConfig(**federation),
             training=TrainingConfig(**training),
         )
+
+
+@pytest.mark.parametrize(
+    "no_training",
+    [
+        {"job": Job.synthesize},
+        {"augment": AugmentConfig(mode=AugmentMode.pretrain, pool=Path("pool"))},
+    ],
+    ids=["generator", "pretrain"],
+)
+def test_where_no_hospital_trains_none_trains_on(no_training: dict[str, Any]) -> None:
+    strategy = StrategyConfig(local_steps_after=3)
+    assert Config(strategy=strategy).strategy.local_steps_after == 3
+    with pytest.raises(UsageError, match=r"strategy\.local_steps_after=3: no hospital"):
+        Config(strategy=strategy, **no_training)
 
 
 @pytest.mark.parametrize(

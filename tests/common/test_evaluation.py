@@ -3,19 +3,30 @@
 from __future__ import annotations
 
 import json
-import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
-from sklearn.metrics import average_precision_score, roc_auc_score
+from sklearn.metrics import (
+    accuracy_score,
+    average_precision_score,
+    brier_score_loss,
+    f1_score,
+    recall_score,
+    roc_auc_score,
+)
 
 from common.config import TaskKind
-from common.evaluation import Macro, Scored, evaluate, in_order, macro_auroc, targets, usable
+from common.estimate import Unsaid
+from common.evaluation import Macro, evaluate, in_order, macro_auroc, usable
+from common.figures import Figure
 from common.redraws import Ranking, auroc_intervals
+from common.scored import Scored, targets, youden_thresholds
 from common.task import Task
+from common.thresholds import youden_threshold
 
 BINARY = Task(kind=TaskKind.binary, names=("pneumonia",))
 CLASSES = Task(kind=TaskKind.multiclass, names=("normal", "bacterial", "viral"))
@@ -56,6 +67,7 @@ def test_a_binary_result_keeps_its_names() -> None:
     }
     auprc = pytest.approx(average_precision_score(labels, scores))
     auprc_negative = pytest.approx(average_precision_score(1 - labels, -scores))
+    more = found["figures"]
     num_patients = {answer: len(set(case.patients[labels == answer])) for answer in (0, 1)}
     assert found == figures | {
         "auprc_malignant": auprc,
@@ -74,10 +86,81 @@ def test_a_binary_result_keeps_its_names() -> None:
                 "num_negative_patients": num_patients[0],
                 "auprc": auprc,
                 "auprc_negative": auprc_negative,
+                "threshold": None,
+                "figures": more,
+                "ece_if_calibrated": None,
+                "reliability": [],
             }
         ],
         "groups": {},
+        "figures": more,
     }
+    assert {name for name, one in more.items() if one["value"] is not None} == {
+        "auprc",
+        "auprc_negative",
+    }
+    assert more["auprc"]["value"] == auprc
+
+
+@pytest.mark.parametrize("task", [BINARY, CLASSES, FINDINGS])
+def test_figures_beside_the_auroc(task: Task) -> None:
+    labels = drawn(task, 400)
+    answers = targets(task, labels)
+    noise = np.random.default_rng(3).normal(size=answers.shape)
+    thresholds = (0.45, 0.5, 0.55)[: answers.shape[1]]
+    scores = 1 / (1 + np.exp(-(2.0 * answers - 1 + noise)))
+    found = evaluate(scored(task, labels, scores=scores, thresholds=thresholds), seed=2)
+    for place, label in enumerate(found.labels):
+        known = answers[:, place] >= 0
+        truth, probabilities = answers[known, place], scores[known, place]
+        said = probabilities >= thresholds[place]
+        assert label.threshold == thresholds[place]
+        values = {figure: estimate.value for figure, estimate in label.figures.items()}
+        assert values[Figure.accuracy] == pytest.approx(accuracy_score(truth, said))
+        assert values[Figure.sensitivity] == pytest.approx(recall_score(truth, said))
+        assert values[Figure.f1] == pytest.approx(f1_score(truth, said))
+        assert values[Figure.brier] == pytest.approx(brier_score_loss(truth, probabilities))
+        assert values[Figure.auprc] == pytest.approx(label.auprc)
+        assert values[Figure.auprc_negative] == pytest.approx(label.auprc_negative)
+        for figure, estimate in label.figures.items():
+            if estimate.unsaid is not None:
+                assert figure in {Figure.ece, Figure.ece_equal_width}
+                assert estimate.unsaid is Unsaid.mostly_chance
+                continue
+            low, high = estimate.ci95
+            assert low < estimate.value < high
+        assert sum(point.num_images for point in label.reliability) == known.sum()
+        weights = [point.num_images / known.sum() for point in label.reliability]
+        gaps = [abs(point.observed.value - point.predicted) for point in label.reliability]
+        assert values[Figure.ece] == pytest.approx(np.dot(weights, gaps))
+        assert label.ece_if_calibrated > 0
+    for figure, mean in found.figures.items():
+        of_labels = [label.figures[figure].value for label in found.labels]
+        assert mean.value == pytest.approx(np.mean(of_labels))
+
+
+def test_too_few_patients_are_told_of_labels_and_of_their_mean() -> None:
+    labels = drawn(FINDINGS, 76)  # of 19 patients
+    few = evaluate(scored(FINDINGS, labels), seed=0)
+    for figures in (few.figures, *(label.figures for label in few.labels)):
+        assert figures[Figure.auprc].unsaid is Unsaid.too_few_patients
+        assert figures[Figure.auprc].value is not None
+    labels = drawn(FINDINGS, 400)
+    labels[:, 0] = np.arange(400) < 4  # one patient has it
+    enough = evaluate(scored(FINDINGS, labels), seed=0)
+    assert enough.labels[0].figures[Figure.auprc].unsaid is Unsaid.too_few_with_label
+    assert enough.figures[Figure.auprc].unsaid is None
+
+
+def test_thresholds_come_from_the_images_they_were_chosen_on() -> None:
+    labels = drawn(FINDINGS)
+    labels[:, 2] = 0
+    case = scored(FINDINGS, labels)
+    expected = [youden_threshold(labels[:, place], case.scores[:, place]) for place in range(3)]
+    assert youden_thresholds(case) == tuple(expected)
+    assert expected[2] is None
+    found = evaluate(replace(case, thresholds=tuple(expected)), seed=0)
+    assert found.labels[2].figures[Figure.accuracy].unsaid is Unsaid.not_measured
 
 
 def test_classes_are_measured_one_against_the_rest() -> None:
@@ -205,29 +288,6 @@ def test_nothing_raises_and_all_is_plain_json(seed: int, num_images: int) -> Non
     assert (found["auroc"] is not None) == usable(task, labels, case.patients)
     if found["auroc"] is not None:
         assert macro_auroc(case) == found["auroc"]
-
-
-@pytest.mark.parametrize(
-    ("changes", "words"),
-    [
-        ({"scores": np.zeros((4, 2))}, r"scores \(4, 2\): must be \(4, 1\)"),
-        ({"scores": np.array([[0.1], [math.nan], [0.2], [math.inf]])}, "2 of 4 are NaN"),
-        ({"patients": np.arange(3)}, "vectors of 4"),
-        ({"groups": {"sex": np.array(["F"])}}, "vectors of 4"),
-        ({"labels": np.array([0, 1, 2, 1])}, "between 0 and 1"),
-        ({"labels": np.array([0, 1, -1, 1])}, "between 0 and 1"),
-        ({"labels": np.zeros((4, 1), dtype=np.int64)}, r"\(4, 1\): must be \(4,\) for a binary"),
-    ],
-)
-def test_what_does_not_fit_is_refused(changes: dict[str, object], words: str) -> None:
-    facts = {"labels": np.array([0, 1, 0, 1]), "scores": np.zeros((4, 1)), "patients": np.arange(4)}
-    with pytest.raises(ValueError, match=words):
-        Scored(task=BINARY, **(facts | changes))
-
-
-def test_nothing_of_a_patient_is_in_the_repr() -> None:
-    case = scored(BINARY, drawn(BINARY), groups={"sex": np.array(["F"] * 120)})
-    assert "array" not in repr(case)
 
 
 @given(st.permutations(["<20", "20-40", "40-100", "100-120", ">=120", "F", "M", "unknown"]))

@@ -146,3 +146,52 @@ def test_files_without_it_are_refused(tmp_path: Path) -> None:
         provenance.read_weights_file(bare)
     with pytest.raises(UsageError, match="not a safetensors file"):
         provenance.read_weights_file(tmp_path / "absent.safetensors")
+
+
+OTHER = replace(charge("hospital-2"), cohort="c2")
+
+
+@pytest.mark.parametrize(
+    ("sources", "kind", "epsilon"),
+    [
+        ([PUBLIC, PUBLIC], Kind.public, 0.0),
+        ([PUBLIC, PRIVATE], Kind.private, PRIVATE.epsilon),
+        ([PRIVATE, LEAKY, PUBLIC], Kind.not_private, math.inf),
+    ],
+)
+def test_what_many_things_made_is_as_private_as_the_worst_of_them(
+    sources: list[Provenance], kind: Kind, epsilon: float
+) -> None:
+    made = provenance.combined(sources)
+    assert made.kind is kind
+    assert made.epsilon == epsilon
+    assert provenance.loads(provenance.dumps(made), where="x") == made
+    if kind is not Kind.public:
+        assert made.concerns("cbis")
+
+
+def test_a_cohort_that_paid_twice_paid_both() -> None:
+    more = replace(charge(), requests=("r/2/train",), delta=1e-6)
+    later = replace(PRIVATE, charges=(more, OTHER), studies=("kermany",))
+    made = provenance.combined([PRIVATE, later])
+    assert [one.site for one in made.charges] == ["hospital-1", "hospital-2"]
+    both = made.charges[0]
+    assert both.requests == ("r/1/train", "r/2/train")
+    assert both.epsilon == accountants.build("pld").epsilon([STEPS, STEPS], 1e-6)
+    assert made.epsilon == both.epsilon
+    assert provenance.worst((charge(), more)) == both.events
+    assert made.studies == ("cbis", "kermany")
+    unsplit = replace(PRIVATE, charges=(charge(), more))
+    assert unsplit.epsilon == both.epsilon, "two charges of one cohort were taken for two cohorts"
+
+
+def test_one_payment_named_twice_is_one() -> None:
+    made = provenance.combined([PRIVATE, replace(PRIVATE, seed=4)])
+    assert made.charges == PRIVATE.charges
+
+
+def test_where_one_source_may_be_of_any_study_so_may_be_the_whole() -> None:
+    made = provenance.combined([PRIVATE, replace(LEAKY, studies=())])
+    assert made.studies == ()
+    assert made.concerns("anything")
+    assert provenance.combined([PRIVATE, PUBLIC]).studies == ("cbis",)

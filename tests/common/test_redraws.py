@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
-from sklearn.metrics import roc_auc_score
+from sklearn.metrics import average_precision_score, roc_auc_score
 
-from common.redraws import Ranking, auroc_intervals, row_counts
+from common.redraws import Ranking, auroc_intervals, redrawn, row_counts
 
 Cases = tuple[NDArray[np.int64], NDArray[np.float64], NDArray[np.int64]]
 
@@ -32,15 +32,20 @@ def redrawn_cases(draw: st.DrawFn) -> Cases:
 
 
 @given(redrawn_cases())
-def test_auroc_of_a_redraw_is_scikit_learns_of_the_repeated_rows(case: Cases) -> None:
+def test_areas_of_a_redraw_are_scikit_learns_of_the_repeated_rows(case: Cases) -> None:
     labels, scores, counts = case
-    (found,) = Ranking.of(labels, scores).aurocs(counts[None])
+    runs = Ranking.of(labels, scores).runs(counts[None])
+    (found,) = runs.aurocs()
+    (auprc,), (negative,) = (runs.average_precisions(of_negatives=one) for one in (False, True))
     rows = np.repeat(np.arange(labels.size), counts)
     rows = rows[labels[rows] >= 0]
-    if len(set(labels[rows])) < 2:
-        assert math.isnan(found)
+    truth, said = labels[rows], scores[rows]
+    if len(set(truth)) < 2:
+        assert all(math.isnan(one) for one in (found, auprc, negative))
     else:
-        assert found == pytest.approx(roc_auc_score(labels[rows], scores[rows]), abs=1e-12)
+        assert found == pytest.approx(roc_auc_score(truth, said), abs=1e-12)
+        assert auprc == pytest.approx(average_precision_score(truth, said), abs=1e-12)
+        assert negative == pytest.approx(average_precision_score(1 - truth, -said), abs=1e-12)
 
 
 @given(redrawn_cases())
@@ -70,6 +75,27 @@ def test_patients_are_drawn_evenly_and_anew() -> None:
     assert abs(blocks.sum(axis=0) - 4000).max() < 4 * 62
     # Poisson in the limit: a patient is absent with probability (19/20)^20 = 0.358.
     assert 0.35 < (blocks == 0).mean() < 0.37
+
+
+def test_statistics_share_their_redraws_whoever_asks() -> None:
+    patients = np.arange(40) // 2
+
+    def drawn(counts: NDArray[np.int64]) -> NDArray[np.float64]:
+        return counts.astype(np.float64)
+
+    def of_the_first(counts: NDArray[np.int64]) -> NDArray[np.float64]:
+        return counts[:, 0].astype(np.float64)
+
+    both = redrawn([drawn, of_the_first], patients, num_redraws=250, seed=3)
+    alone = redrawn([of_the_first], patients, num_redraws=250, seed=3)
+    assert both[0].shape == (250, 40)
+    assert alone[0].shape == (250,)
+    np.testing.assert_array_equal(both[0][:, 0], alone[0])
+    np.testing.assert_array_equal(both[1], alone[0])
+    blocks = np.concatenate(list(islice(row_counts(patients, seed=3), 3)))
+    np.testing.assert_array_equal(both[0], blocks[:250])
+    with pytest.raises(ValueError, match="num_redraws=0"):
+        redrawn([drawn], patients, num_redraws=0, seed=3)
 
 
 def test_many_images_are_counted_in_small_blocks() -> None:

@@ -88,12 +88,12 @@ def first_run(tmp_path_factory: pytest.TempPathFactory) -> Finished:
 class Running:
     """A run in the background, whose processes are known by a mark in their environment."""
 
-    def __init__(self, *arguments: str, run_dir: Path) -> None:
+    def __init__(self, *arguments: str, run_dir: Path, command: str = "simulate") -> None:
         self.mark = uuid.uuid4().hex
         self.log = run_dir.parent / f"{self.mark}.out"
         with self.log.open("w") as log:
             self.process = subprocess.Popen(
-                [FEDWARD, "simulate", *arguments],
+                [FEDWARD, command, *arguments],
                 cwd=run_dir.parent,
                 stdout=log,
                 stderr=subprocess.STDOUT,

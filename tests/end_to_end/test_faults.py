@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import os
 import shutil
 import signal
 from collections.abc import Callable, Iterable, Sequence
@@ -50,6 +51,7 @@ from common.seeds import SimulatedSeeds
 from server.checkpoint import Checkpoint, latest_checkpoint
 from server.end_state import EndState
 from server.rounds import Outcome, Start, run
+from simulations.ledger_reading import read as read_ledger
 
 NAMES = ("hospital-1", "hospital-2", "hospital-3")
 MODEL = SiteModel(
@@ -441,6 +443,94 @@ def test_kill_9_of_the_server_in_a_round(first_run, small, start_run, tmp_path: 
     assert result["final"]["weights_sha256"] == first_run.result["final"]["weights_sha256"]
     for name, site in result["privacy"]["sites"].items():
         assert site["epsilon"] == first_run.result["privacy"]["sites"][name]["epsilon"]
+
+
+# Python runs it before anything else. As soon as a checkpoint is written, the server scans the
+# folder for older ones.
+KILLS_ITSELF = """
+import os, signal, sys
+
+number = os.environ.get("FEDWARD_TEST_KILL_AFTER", "")
+
+def look(event, arguments):
+    if event == "os.scandir" and str(arguments[0]).endswith("checkpoints"):
+        if os.path.exists(os.path.join(arguments[0], f"round-{int(number):05d}.safetensors")):
+            os.kill(os.getpid(), signal.SIGKILL)
+
+if number and "simulations.runner" in sys.orig_argv:
+    sys.addaudithook(look)
+"""
+
+
+def requests_in(run_dir: Path) -> dict[str, list[tuple[str, str]]]:
+    """What each hospital's ledger holds, beside the process that owns it: round and state."""
+    found: dict[str, list[tuple[str, str]]] = {}
+    for path in sorted((run_dir / "ledger").glob("*.sqlite")):
+        entries = [request.entry for request in read_ledger(path.stem, path).requests]
+        found[path.stem] = [(e.request_id.split("/", 1)[1], e.state.value) for e in entries]
+    return found
+
+
+def test_kill_9_of_the_server_between_rounds(
+    first_run, small, start_run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """After each checkpoint was written and before anything else, that of the last round included.
+
+    The server kills itself, at the first thing that it does after the checkpoint is whole.
+    """
+    hooks = tmp_path / "hooks"
+    hooks.mkdir()
+    (hooks / "sitecustomize.py").write_text(KILLS_ITSELF)
+    paths = [str(hooks), os.environ.get("PYTHONPATH", "")]
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(filter(None, paths)))
+    run_dir = tmp_path / "run"
+    settings: tuple[str, ...] = (*small, f"run_dir={run_dir}")
+    for after in (1, 2, 3):
+        monkeypatch.setenv("FEDWARD_TEST_KILL_AFTER", str(after))
+        running = start_run(*settings, run_dir=run_dir)
+        assert running.process.wait(400) == 1, running.log.read_text()
+        assert "ended without a word" in running.log.read_text()
+        assert not (run_dir / "result.json").exists()
+        kept = latest_checkpoint(run_dir / "checkpoints")
+        assert kept is not None
+        assert kept.round == after
+        # Nobody has heard of the next round.
+        done = [(f"{number}/train", "committed") for number in range(1, after + 1)]
+        assert requests_in(run_dir) == dict.fromkeys(NAMES, done)
+        settings = (f"resume={run_dir}",)
+    monkeypatch.delenv("FEDWARD_TEST_KILL_AFTER")
+    again = start_run(*settings, run_dir=run_dir)
+    assert again.process.wait(400) == 0, again.log.read_text()
+    result = json.loads((run_dir / "result.json").read_text())
+    assert result["state"] == "completed"
+    assert [record["round"] for record in result["rounds"]] == [1, 2, 3]
+    assert result["final"]["weights_sha256"] == first_run.result["final"]["weights_sha256"]
+    each = [(f"{number}/train", "committed") for number in (1, 2, 3)]
+    assert requests_in(run_dir) == dict.fromkeys(NAMES, each)
+    for name, site in result["privacy"]["sites"].items():
+        assert site["epsilon"] == first_run.result["privacy"]["sites"][name]["epsilon"]
+
+
+@pytest.mark.long
+def test_a_ray_that_does_not_come_up_in_time_is_started_again(small, start_run, tmp_path: Path):
+    """Its first process is stopped, neither dead nor alive, until Ray's 30 seconds are over."""
+    run_dir = tmp_path / "run"
+    running = start_run(*small, f"run_dir={run_dir}", run_dir=run_dir)
+    first = raylet(running)
+    first.send_signal(signal.SIGSTOP)
+    assert running.process.wait(600) == 0, running.log.read_text()
+    assert "timed out during startup" in (run_dir / "log.txt").read_text()
+    assert json.loads((run_dir / "result.json").read_text())["state"] == "completed"
+    assert running.gone_within(60) == []
+
+
+def raylet(running: Any) -> psutil.Process:
+    """Ray's own process of the run, as soon as there is one."""
+    for _ in range(20_000):
+        for process in called(running, "raylet/raylet "):
+            if process.name() == "raylet":
+                return process
+    pytest.fail("Ray was never started")
 
 
 @pytest.mark.long

@@ -27,7 +27,7 @@ from common.errors import UsageError
 from common.messages import Recipe
 from common.privacy import accountants
 from common.privacy.events import PoissonGaussianSteps
-from server.recipe import Synthetic, default_delta, plan
+from server.recipe import Synthetic, after, default_delta, plan
 
 
 def config(privacy: PrivacyConfig, *, rounds: int = 4, steps: int = 5) -> Config:
@@ -161,6 +161,56 @@ def test_sites_are_told_what_the_strategy_needs_of_them(name: StrategyName) -> N
     assert recipe.personal == "head"
 
 
+@pytest.mark.parametrize("name", [StrategyName.fedavg, StrategyName.scaffold])
+def test_scaffold_has_a_twin_without_its_corrections(name: StrategyName) -> None:
+    """Equal recipes but for the control variate, so that a comparison compares that."""
+    whole = config(PrivacyConfig(noise_multiplier=1.0))
+    whole.strategy = StrategyConfig(name=name)
+    whole.training = TrainingConfig(optimizer="sgd", learning_rate=0.1, momentum=0.0)
+    recipe = plan(whole, num_patients=10)
+    assert (recipe.optimizer, recipe.momentum) == ("sgd", 0.0)
+    alike = replace(recipe, controlled=False)
+    whole.strategy = StrategyConfig(name=StrategyName.fedavg)
+    assert alike == plan(whole, num_patients=10)
+
+
+@pytest.mark.parametrize("momentum", [0.0, 0.3, None])
+def test_sites_are_told_the_momentum(momentum: float | None) -> None:
+    whole = config(PrivacyConfig(noise_multiplier=1.0))
+    whole.training = TrainingConfig(optimizer="sgd", momentum=momentum)
+    assert plan(whole, num_patients=10).momentum == (0.9 if momentum is None else momentum)
+
+
+def test_steps_after_the_last_round_are_within_the_target() -> None:
+    asked = Config(
+        privacy=PrivacyConfig(epsilon=4.0, delta=1e-5), strategy=StrategyConfig(local_steps_after=9)
+    )
+    recipe = plan(asked, num_patients=200)
+    alone = replace(asked, strategy=StrategyConfig())
+    assert recipe.noise_multiplier > plan(alone, num_patients=200).noise_multiplier
+
+    def spent(steps: int) -> float:
+        event = PoissonGaussianSteps(
+            sampling_rate=recipe.sampling_rate,
+            noise_multiplier=recipe.noise_multiplier,
+            steps=steps,
+        )
+        return accountants.build("pld").epsilon([event], 1e-5)
+
+    steps = recipe.steps * asked.federation.rounds
+    assert 3.95 < spent(steps + 9) <= 4.0
+    assert spent(steps + 12) > 4.0
+
+
+def test_a_site_on_its_own_is_held_by_nothing() -> None:
+    whole = config(PrivacyConfig(noise_multiplier=1.0))
+    whole.strategy = StrategyConfig(name=StrategyName.fedprox, personal=Personal.head)
+    recipe = plan(whole, num_patients=10)
+    tuned = after(recipe, 7)
+    assert tuned == replace(recipe, steps=7, proximal_mu=0.0)
+    assert not after(replace(recipe, optimizer="sgd", momentum=0.0, controlled=True), 7).controlled
+
+
 GAN = PoissonGaussianSteps(sampling_rate=0.25, noise_multiplier=1.5, steps=40)
 
 
@@ -179,7 +229,7 @@ def test_what_was_paid_for_synthetic_images_is_left_out_of_the_rest() -> None:
 
 def test_nothing_left_is_said() -> None:
     asked = Config(privacy=PrivacyConfig(epsilon=3.0, delta=1e-5))
-    with pytest.raises(UsageError, match="synthetic images alone cost epsilon"):
+    with pytest.raises(UsageError, match="initial weights alone cost epsilon"):
         plan(asked, num_patients=200, synthetic=Synthetic(paid=(GAN,)))
 
 

@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 from flwr.supercore.task_identity import TaskIdentity
 
+from common import noise
 from common.config import SiteDpConfig, StrategyConfig, StrategyName, Weighting
 from common.messages import Recipe, Weights
-from common.seeds import SimulatedSeeds
+from common.seeds import SimulatedSeeds, SystemSeeds
 from server.site_dp import SiteNoise
 from server.strategy import Aggregator, Contribution, build
 
@@ -293,11 +294,11 @@ def test_the_strategies_are_flowers() -> None:
 
 def noisy(sites: str, seed: int, *, clip: float = 1.0, sigma: float = 1.0) -> np.ndarray:
     """The noise in a round's mean of zero updates."""
-    noise = SiteNoise(
+    site_noise = SiteNoise(
         SiteDpConfig(noise_multiplier=sigma, clip_norm=clip),
         SimulatedSeeds(run_seed=seed, site="server"),
     )
-    aggregator = Aggregator(config(StrategyName.fedavg), RECIPE, noise)
+    aggregator = Aggregator(config(StrategyName.fedavg), RECIPE, site_noise)
     current: Weights = {"w": np.zeros(20000, np.float32)}
     parts = {s: Contribution(weights=current, num_patients=PATIENTS[s]) for s in sites}
     return aggregator.next_weights(1, current, parts, PATIENTS)["w"]
@@ -314,6 +315,27 @@ def test_site_noise_is_for_the_largest_weight_and_the_actual_responders(sites: s
         assert abs(found - 1 / len(sites)) > 0.1 * found
 
 
+def test_without_seeds_every_bit_of_the_noise_is_the_systems(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    current: Weights = {"a": np.zeros(30, np.float32), "b": np.zeros((200, 100), np.float32)}
+    shares = {"a": (current, 3), "b": (current, 1)}
+    settings = SiteDpConfig(noise_multiplier=2.0, clip_norm=0.5)
+
+    def mean() -> Weights:
+        return SiteNoise(settings, SystemSeeds()).mean(1, current, shares)
+
+    first, second = mean(), mean()
+    for name in current:
+        assert not np.any(first[name] == second[name])
+    assert np.std(first["b"], dtype=np.float64) == pytest.approx(2.0 * 0.5 * 3 / 4, rel=0.02)
+    # With the system's keys known, nothing is left to chance: no other generator is in it.
+    monkeypatch.setattr(noise, "_system_key", lambda: bytes(32))
+    first, second = mean(), mean()
+    for name in current:
+        np.testing.assert_array_equal(first[name], second[name])
+
+
 def test_no_site_moves_the_mean_by_more_than_its_noise_is_for() -> None:
     """Whatever one site sends, against nothing: at most clip x largest weight / sum of weights."""
     current: Weights = {"w": np.zeros(50, np.float32)}
@@ -324,11 +346,11 @@ def test_no_site_moves_the_mean_by_more_than_its_noise_is_for() -> None:
             absent = {**others, site: Contribution(weights=current, num_patients=PATIENTS[site])}
             update = {"w": np.float32(size) * rng.normal(size=50).astype(np.float32)}
             present = {**others, site: Contribution(weights=update, num_patients=PATIENTS[site])}
-            noise = SiteNoise(
+            site_noise = SiteNoise(
                 SiteDpConfig(noise_multiplier=1e-9, clip_norm=2.0),
                 SimulatedSeeds(run_seed=1, site="server"),
             )
-            aggregator = Aggregator(config(StrategyName.fedavg), RECIPE, noise)
+            aggregator = Aggregator(config(StrategyName.fedavg), RECIPE, site_noise)
             one, other = (
                 aggregator.next_weights(1, current, parts, PATIENTS)["w"]
                 for parts in (absent, present)

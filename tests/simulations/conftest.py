@@ -2,76 +2,23 @@
 
 from __future__ import annotations
 
-import copy
-import itertools
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from flwr.app import Context, Message, RecordDict
-from flwr.clientapp import ClientApp
-from flwr.serverapp import Grid
 from flwr.supercore.task_identity import TaskIdentity
 
 import configs
-from client.app import build as build_client
 from common.config import Job
-from server.rounds import Outcome, Start, run
+from server.rounds import Outcome
 from simulations.classification import classify
+from simulations.in_process import federate as in_process_federate
 from simulations.run_dir import RunDir
 from simulations.scene import Scene
 from simulations.simulate import of_synthesis
-from simulations.sites import SimulatedSites, prepare
+from simulations.sites import prepare
 from simulations.synthesis import synthesize
-
-
-class ThisProcess(Grid):
-    """Nodes whose ClientApp answers as soon as it is asked."""
-
-    def __init__(self, app: ClientApp, num_nodes: int) -> None:
-        self._app = app
-        self._num_nodes = num_nodes
-        self._numbers = itertools.count(1)
-        self._replies: dict[str, Message] = {}
-
-    def set_run(self, run: Any) -> None:
-        raise NotImplementedError
-
-    @property
-    def run(self) -> Any:
-        raise NotImplementedError
-
-    def create_message(self, *arguments: Any, **more: Any) -> Message:
-        raise NotImplementedError
-
-    def send_and_receive(self, *arguments: Any, **more: Any) -> Iterable[Message]:
-        raise NotImplementedError
-
-    def get_node_ids(self) -> Iterable[int]:
-        return range(1, self._num_nodes + 1)
-
-    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
-        numbers: list[str] = []
-        for message in messages:
-            number = f"message-{next(self._numbers)}"
-            message.metadata.__dict__["_message_id"] = number
-            node = message.metadata.dst_node_id
-            about = {"partition-id": node - 1}
-            context = Context(
-                run_id=1, node_id=node, node_config=about, state=RecordDict(), run_config={}
-            )
-            self._replies[number] = self._app(copy.deepcopy(message), context)
-            numbers.append(number)
-        return numbers
-
-    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
-        return [self._replies.pop(n) for n in sorted(set(message_ids) & set(self._replies))]
-
-
-def _federate(starts: Sequence[Start], sites: SimulatedSites) -> list[Outcome]:
-    return [run(ThisProcess(build_client(sites), len(sites.names)), start) for start in starts]
-
 
 Simulate = Callable[..., list[dict[str, Any]]]
 
@@ -86,7 +33,7 @@ def in_process(monkeypatch: pytest.MonkeyPatch) -> Simulate:
         path: Path,
         *overrides: str,
         job: Job = Job.classify,
-        federate: Callable[..., list[Outcome]] = _federate,
+        federate: Callable[..., list[Outcome]] = in_process_federate,
         observe: Callable[[dict[str, Any]], None] = lambda event: None,
     ) -> list[dict[str, Any]]:
         primary = "synthesize" if job is Job.synthesize else "config"

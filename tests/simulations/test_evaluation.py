@@ -16,7 +16,9 @@ from client.data.cohort import Cohort
 from common import models
 from common.config import FinetuneConfig, ModelConfig, TaskKind
 from common.errors import UsageError
+from common.scored import targets
 from common.task import Task
+from common.thresholds import youden_threshold
 from simulations.evaluation import HeldOut
 
 BINARY = Task(kind=TaskKind.binary, names=("malignant",))
@@ -89,6 +91,27 @@ def test_figures_are_those_of_the_weights_that_are_asked_about() -> None:
     evaluation = held_out.evaluate(second, seed=3)
     assert evaluation.macro.auroc == figures[1]
     assert set(evaluation.groups["sex"]) == {"F", "M"}
+
+
+@pytest.mark.parametrize("task", [BINARY, CLASSES, FINDINGS])
+def test_thresholds_are_chosen_on_the_other_cohort_by_the_same_weights(task: Task) -> None:
+    model = built(task)
+    cohort, others = cohort_of(task), cohort_of(task, num_images=120)
+    validation = HeldOut(model, task, others)
+    test = HeldOut(model, task, cohort, thresholds_from=validation)
+    first = models.trainable_weights(model)
+    second = {name: -weight for name, weight in first.items()}
+    for weights in (first, second, first):
+        scored = test.scored(weights)
+        answers = targets(task, others.labels)
+        scores = validation.scores(weights)
+        expected = [
+            youden_threshold(answers[:, place], scores[:, place])
+            for place in range(len(task.names))
+        ]
+        assert scored.thresholds == tuple(expected)
+        np.testing.assert_array_equal(scored.scores, test.scores(weights))
+    assert HeldOut(model, task, cohort).scored(first).thresholds == ()
 
 
 class CountsSlices(nn.Module):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import json
 import sys
 from pathlib import Path
@@ -15,11 +16,15 @@ from PIL import Image
 
 import configs
 from common import models
+from common.evaluation import evaluate
+from common.fairness import fairness
+from common.seeds import derive_seed
 from server.checkpoint import Checkpoint
 from server.recipe import plan
 from server.rounds import EndState, Outcome
 from simulations.evaluation import HeldOut
 from simulations.outcome import conclude
+from simulations.predictions import Predictions
 from simulations.run_dir import RunDir
 from simulations.sites import SimulatedSites, prepare, shared_model
 
@@ -74,7 +79,8 @@ def concluded(tmp_path: Path, root: Path, *overrides: str) -> tuple[dict[str, An
         num_classes=hospitals.num_classes,
     )
     model = shared_model(config, hospitals.num_classes, hospitals.depth).build()
-    test = HeldOut(model, hospitals.task, hospitals.test)
+    validation = HeldOut(model, hospitals.task, hospitals.val)
+    test = HeldOut(model, hospitals.task, hospitals.test, thresholds_from=validation)
     test.check("test")
     outcome = Outcome(
         state=EndState.completed,
@@ -105,6 +111,35 @@ def test_a_binary_study_keeps_its_fields_and_gains_labels_and_groups(tmp_path: P
         assert sum(row["num_patients"] for row in rows) == test["num_patients"] == 24
     assert "pneumonia" in page
     assert "malignant" not in page
+
+
+def test_a_result_says_what_the_predictions_say(tmp_path: Path) -> None:
+    root = write_study(tmp_path / "study", ["0", "0", "1", "1"])
+    result, _ = concluded(tmp_path, root)
+    path = tmp_path / "run" / "predictions.csv"
+    final = result["final"]
+    named = final["predictions"]
+    assert named["file"] == path.name
+    assert named["sha256"] == hashlib.sha256(path.read_bytes()).hexdigest()
+    assert path.stat().st_mode & 0o777 == 0o600  # the study is not said to be public
+    again = Predictions.read(path)
+    assert named["test_set"] == again.test_set.to_dict()
+    seed = derive_seed(again.seed, "bootstrap")
+    told = evaluate(again.scored, seed=seed).to_dict()
+    assert {name: final["test"][name] for name in told} == told
+    columns = fairness(again.scored, seed=seed)
+    assert final["test"]["fairness"] == {name: one.to_dict() for name, one in columns.items()}
+    assert set(columns) == {"sex", "age"}
+    (label,) = final["test"]["labels"]
+    assert label["threshold"] == again.scored.thresholds[0]
+    assert 0 < label["figures"]["accuracy"]["value"] < 1
+    assert "not_measured" not in {one["unsaid"] for one in label["figures"].values()}
+
+
+def test_predictions_of_a_public_study_may_be_read_by_others(tmp_path: Path) -> None:
+    root = write_study(tmp_path / "study", ["0", "0", "1", "1"])
+    concluded(tmp_path, root, "data.public=made up")
+    assert (tmp_path / "run" / "predictions.csv").stat().st_mode & 0o777 == 0o644
 
 
 def test_findings_without_cases_are_named(tmp_path: Path) -> None:
@@ -154,4 +189,5 @@ def test_no_patient_is_named(tmp_path: Path) -> None:
     (root / "metadata.csv").write_text(table)
     result, page = concluded(tmp_path, root)
     assert "JANE-DOE-7" in table
-    assert "JANE-DOE" not in json.dumps(result) + page
+    answers = (tmp_path / "run" / "predictions.csv").read_text()
+    assert "JANE-DOE" not in json.dumps(result) + page + answers

@@ -16,8 +16,9 @@ from hypothesis import strategies as st
 
 from common.config import TaskKind
 from common.errors import UsageError
-from common.evaluation import Scored, evaluate
+from common.evaluation import evaluate
 from common.messages import Reason
+from common.scored import Scored
 from common.task import Task
 from simulations.chart import interval_axis
 from simulations.report import Page, answer, charts, render, round_up, write

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import save_file
 
 from client.synthesis.generator_file import read_generator
 from common import provenance
@@ -212,6 +213,55 @@ def test_pretraining_alone_asks_no_hospital_and_costs_what_the_images_cost(
         spend = result["privacy"]["sites"][site]
         assert spend["epsilon"] == made["privacy"]["sites"][site]["epsilon"]
         assert spend["epsilon_this_run"] == 0.0
+
+
+def test_weights_bring_their_bill(made: dict[str, Any], in_process: Any, tmp_path: Path) -> None:
+    ledgers = f"simulation.ledger_dir={tmp_path / 'ledgers'}"
+    pool = f"augment.pool={tmp_path / 'gan' / 'images'}"
+    head = ("finetune=head", "augment.layers=head", "augment.epochs=1")
+    in_process(tmp_path / "first", *CLASSIFIER, ledgers, pool, "augment=pretrain", *head)
+    start = tmp_path / "first" / "start.safetensors"
+    bill = provenance.read_weights_file(start)
+    assert bill.epsilon == pytest.approx(made["privacy"]["epsilon_federation"])
+
+    begun = (*CLASSIFIER, "finetune=head", f"model.start={start}")
+    result = in_process(tmp_path / "second", *begun, ledgers)[-1]["result"]
+    for site in SITES:
+        spend = result["privacy"]["sites"][site]
+        assert 7.9 < spend["epsilon"] <= 8
+        assert spend["epsilon_this_run"] < 7.5
+    final = provenance.read_weights_file(tmp_path / "second" / "weights.safetensors")
+    assert 7.9 < final.epsilon <= 8, "the generator's part is left out"
+    assert result["provenance"] == final.to_dict()
+    assert "an earlier run left" in (tmp_path / "second" / "report.html").read_text()
+    with pytest.raises(UsageError, match=r"initial weights: .*simulation\.ledger_dir"):
+        in_process(tmp_path / "third", *begun)
+
+
+def test_leaky_weights_leave_no_epsilon(in_process: Any, tmp_path: Path) -> None:
+    one = (*CLASSIFIER, "finetune=head", "data.public=null")
+    in_process(tmp_path / "open", *one, "privacy=none", "privacy.epsilon=null")
+    weights = tmp_path / "open" / "weights.safetensors"
+    assert provenance.read_weights_file(weights).kind is provenance.Kind.not_private
+    with pytest.raises(UsageError, match=r"initial weights: .*epsilon is infinite"):
+        in_process(tmp_path / "capped", *one, f"model.start={weights}")
+    result = in_process(tmp_path / "run", *one, f"model.start={weights}", "privacy.budget=inf")[-1][
+        "result"
+    ]
+    assert result["privacy"]["private"] is False
+    assert all(site["epsilon"] is None for site in result["privacy"]["sites"].values())
+    assert (
+        "Initial weights trained without privacy" in (tmp_path / "run" / "report.html").read_text()
+    )
+
+
+def test_weights_that_a_run_trained_need_their_provenance(in_process: Any, tmp_path: Path) -> None:
+    bare = tmp_path / "bare.safetensors"
+    save_file({"head.linear.bias": torch.zeros(2)}, bare)
+    with pytest.raises(UsageError, match="no provenance in it"):
+        in_process(tmp_path / "run", *CLASSIFIER, "finetune=head", f"model.start={bare}")
+    with pytest.raises(UsageError, match="not a safetensors file"):
+        in_process(tmp_path / "none", *CLASSIFIER, f"model.start={tmp_path / 'absent'}")
 
 
 def test_public_images_cost_nothing(in_process: Any, made: dict[str, Any], tmp_path: Path) -> None:

@@ -12,8 +12,9 @@ import scipy.special
 from client.synthesis.quality.images import Features
 from common.config import TaskKind
 from common.errors import UsageError
-from common.evaluation import Scored, macro_auroc, targets, usable
+from common.evaluation import macro_auroc, usable
 from common.redraws import Interval, Ranking, auroc_intervals, row_counts
+from common.scored import Scored, targets
 from common.task import Task
 
 RIDGE = 0.03

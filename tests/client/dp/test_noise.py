@@ -13,7 +13,6 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from client.dp import noise as noise_module
 from client.dp.gradients import PatientOptimizer
 from client.dp.noise import SystemNoise
 
@@ -141,18 +140,6 @@ def test_coordinates_steps_and_optimizers_are_independent(system: bool) -> None:
         assert together < 4.5 / math.sqrt(len(first) - lag), lag
 
 
-def test_system_noise_is_independent_across_the_portions_it_is_drawn_in(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(noise_module, "_AT_ONCE", 7_001)
-    noise = SystemNoise().added_to(torch.zeros(NUM), 1.0)
-    assert scale_fits(noise, 1.0)
-    assert looks_normal(noise)
-    for lag in (7_001, 14_002):
-        assert correlation(noise[:-lag], noise[lag:]) < 4 / math.sqrt(NUM - lag)
-    assert len(noise.unique()) > 0.99 * NUM
-
-
 @pytest.mark.parametrize("shape", [(), (0,), (1,), (3, 5), (2, 3, 4)])
 def test_system_noise_keeps_shape_type_and_values(shape: tuple[int, ...]) -> None:
     values = torch.full(shape, 5.0)
@@ -180,11 +167,3 @@ def test_one_system_noise_never_repeats_itself() -> None:
     source = SystemNoise()
     draws = torch.cat([source.added_to(torch.zeros(1_000), 1.0) for _ in range(20)])
     assert len(draws.unique()) > 0.999 * len(draws)
-
-
-def test_uniform_numbers_lie_in_the_half_open_interval() -> None:
-    uniform = SystemNoise()._uniform(NUM)
-    assert float(uniform.min()) > 0
-    assert float(uniform.max()) <= 1
-    assert abs(float(uniform.mean()) - 0.5) < 5 / math.sqrt(12 * NUM)
-    assert abs(float(uniform.var()) * 12 - 1) < 5 * math.sqrt(0.8 / NUM)

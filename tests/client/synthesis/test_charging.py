@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from client.data.cohort import Cohort
-from client.synthesis.charging import UnknownPool, charge_pool
+from client.synthesis.charging import UnknownPool
+from client.synthesis.charging import charge as charge_for
 from client.synthesis.image_set import ImageSet
 from common.errors import BudgetExceeded
 from common.privacy.book import LedgerBook
@@ -61,7 +62,7 @@ def paid(folder: Path, *, steps: PoissonGaussianSteps = STEPS, request: str = "g
 
 def use(folder: Path, made: Provenance, *, budget: Budget = OPEN, study: str = "cbis") -> float:
     with LedgerBook.at(folder).open_booked(ABOUT) as ledger:
-        charge_pool(ledger, pool(made), site="north", study=study, budget=budget)
+        charge_for(ledger, pool(made).source, site="north", study=study, budget=budget)
         return ledger.epsilon(1e-5)
 
 
@@ -106,10 +107,10 @@ def test_a_site_that_is_not_named_cannot_tell_and_refuses(tmp_path: Path) -> Non
 def test_a_ledger_of_this_run_alone_cannot_say(tmp_path: Path) -> None:
     with Ledger.open(tmp_path / "l.sqlite", cohort=ABOUT.fingerprint) as ledger:
         with pytest.raises(UnknownPool, match="does not outlive runs"):
-            charge_pool(ledger, pool(PRIVATE), site="north", study="cbis", budget=OPEN)
-        charge_pool(ledger, pool(PRIVATE), site="north", study="kermany", budget=OPEN)
+            charge_for(ledger, pool(PRIVATE).source, site="north", study="cbis", budget=OPEN)
+        charge_for(ledger, pool(PRIVATE).source, site="north", study="kermany", budget=OPEN)
         public = Provenance(kind=Kind.public, reason="phantoms")
-        charge_pool(ledger, pool(public), site="north", study="cbis", budget=OPEN)
+        charge_for(ledger, pool(public).source, site="north", study="cbis", budget=OPEN)
         assert ledger.entries() == ()
 
 

@@ -42,7 +42,7 @@ def test_what_is_written_is_read_back_but_for_eight_bits(folder: Path) -> None:
     assert images.cohort.num_patients == 5
     assert images.provenance == replace(MADE, digest=images.digest)
     assert images.digest == digest_of(folder)
-    assert images.request_id == f"pool/{images.digest}"
+    assert images.source.request_id == f"pool/{images.digest}"
 
 
 def test_classes_have_their_names(tmp_path: Path) -> None:

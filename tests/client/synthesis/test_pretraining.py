@@ -9,8 +9,10 @@ import torch
 from torch import nn
 
 from client.data.cohort import Cohort
+from client.synthesis import pretraining as pretraining_module
 from client.synthesis.pretraining import Pretraining, pretrain
-from common.config import AugmentationConfig
+from common import models
+from common.config import AugmentationConfig, FinetuneConfig, FinetuneMode, ModelConfig
 from common.errors import UsageError
 
 HOW = Pretraining(
@@ -91,3 +93,35 @@ def test_a_strange_state_is_refused(tmp_path: Path) -> None:
     state.write_bytes(state.read_bytes()[:100])
     with pytest.raises(UsageError, match="not the state of this pretraining"):
         pretrain(model(), pool(), HOW, state=state, observe=lambda _: None)
+
+
+def test_a_frozen_backbone_is_asked_once_and_the_head_is_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    how = replace(HOW, augmentation=AugmentationConfig(), epochs=3)
+    images = replace(
+        pool(), images=np.random.default_rng(1).random((50, 1, 32, 32), dtype=np.float32)
+    )
+    asked: list[int] = []
+
+    def trained(name: str, how: Pretraining = how) -> torch.Tensor:
+        network = models.build(
+            ModelConfig(architecture="test_vit", patch_size=16),
+            FinetuneConfig(mode=FinetuneMode.head, center=True),
+            image_size=32,
+            num_classes=2,
+            seed=1,
+        )
+        network.register_forward_hook(lambda *_: asked.append(1))
+        asked.clear()
+        pretrain(network, images, how, state=tmp_path / name, observe=lambda _: None)
+        return weights(network)
+
+    begun = trained("kept")
+    num_asked = len(asked)
+    with monkeypatch.context() as patch:
+        patch.setattr(pretraining_module.FrozenBackbone, "of", lambda *_: None)
+        assert torch.allclose(trained("whole"), begun, atol=1e-4)
+    assert num_asked < len(asked) == 3 * 7
+    trained("flipped", replace(how, augmentation=AugmentationConfig(flip_horizontal=True)))
+    assert len(asked) >= 3 * 7, "images that change have to be asked anew"

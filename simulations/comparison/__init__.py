@@ -1,0 +1,1 @@
+"""``fedward compare``: centralized, federated and single-site training at equal privacy."""

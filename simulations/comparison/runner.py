@@ -1,0 +1,153 @@
+"""The process that runs a comparison: plans, trains what has no result yet, compares.
+
+`simulations.comparison.command` starts it, listens to its events, and outlives it.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import sys
+import traceback
+
+from common.errors import FedwardError, UsageError
+from common.files import write_atomically
+from simulations.child import EXIT_FAILED, EXIT_USAGE, ChildSide
+from simulations.comparison.folder import Folder
+from simulations.comparison.plan import Plan, Trial, plan
+from simulations.comparison.request import Request
+from simulations.ray_start import RayStart
+
+
+def main(arguments: list[str]) -> int:
+    """Run the comparison of a folder; returns an exit code."""
+    side = ChildSide(arguments)
+    try:
+        return _Comparison(side).run()
+    except UsageError as error:
+        side.tell({"event": "usage_error", "message": str(error)})
+        return EXIT_USAGE
+    except FedwardError as error:
+        side.tell({"event": "failed", "message": str(error)})
+    except Exception as error:
+        traceback.print_exc()
+        side.tell({"event": "failed", "message": f"{type(error).__name__}: {error}"})
+    return EXIT_FAILED
+
+
+def _num_cpus() -> int:
+    return len(os.sched_getaffinity(0))
+
+
+class _Comparison:
+    """A comparison on its way."""
+
+    def __init__(self, side: ChildSide) -> None:
+        self._side = side
+        self._folder = Folder(path=side.folder)
+        self._request = Request.from_json(self._folder.request.read_text())
+        self._problems: dict[str, str] = {}
+
+    def run(self) -> int:
+        """Plan, train, compare."""
+        self._side.tell({"event": "stage", "text": "reading the study"})
+        planned = plan(self._request, self._folder)
+        todo = {
+            trial.name: trial
+            for trial in planned.trials
+            if not self._folder.finished(trial.name).result.is_file()
+        }
+        all_trials = {trial.name: trial for trial in planned.trials}
+        crew_size = self._crew_size(planned, len(todo))
+        self._tell_plan(planned, todo, num_trials=len(all_trials), workers=crew_size)
+        if todo:
+            self._train(planned, todo, crew_size)
+        return self._compare(planned)
+
+    def _crew_size(self, planned: Plan, num_trials: int) -> int:
+        """How many trials run side by side."""
+        return max(1, min(int(_num_cpus() / self._cpus_each(planned)), num_trials))
+
+    def _cpus_each(self, planned: Plan) -> float:
+        return min(planned.config.simulation.cpus_per_site, _num_cpus())
+
+    def _tell_plan(
+        self, planned: Plan, todo: dict[str, Trial], *, num_trials: int, workers: int
+    ) -> None:
+        self._side.tell(
+            {
+                "event": "planned",
+                "study": planned.config.data.name,
+                "sites": planned.survey.sites,
+                "num_trials": num_trials,
+                "num_workers": workers,
+                "todo": {
+                    name: {
+                        "title": trial.title,
+                        "kind": [trial.cell.arm, trial.cell.augment, trial.cell.epsilon < math.inf],
+                    }
+                    for name, trial in todo.items()
+                },
+            }
+        )
+
+    def _train(self, planned: Plan, todo: dict[str, Trial], crew_size: int) -> None:
+        ray = RayStart(_num_cpus(), self._side.ray_dir)
+        self._side.tell({"event": "stage", "text": "starting Ray"})
+        from simulations.comparison.trial import Job
+        from simulations.comparison.workers import Crew, Ending
+
+        def ended(ending: Ending) -> None:
+            if ending.problem is not None:
+                self._problems[ending.name] = ending.problem
+            self._side.tell(
+                {
+                    "event": "ended",
+                    "name": ending.name,
+                    "problem": ending.problem,
+                    "seconds": ending.seconds,
+                    "attempts": ending.attempts,
+                    "auroc": self._auroc(ending.name),
+                }
+            )
+
+        ray.wait()
+        self._side.tell({"event": "stage", "text": "training"})
+        crew = Crew(
+            num_workers=crew_size,
+            num_cpus=self._cpus_each(planned),
+            num_gpus=planned.config.simulation.gpus_per_site,
+        )
+        crew.run(
+            [
+                Job(name=name, start=trial.start, folder=self._folder, config=trial.config)
+                for name, trial in todo.items()
+            ],
+            began=lambda name: self._side.tell({"event": "began", "name": name}),
+            ended=ended,
+        )
+
+    def _auroc(self, name: str) -> float | None:
+        path = self._folder.finished(name).result
+        if not path.is_file():
+            return None
+        return json.loads(path.read_text())["final"]["test"]["auroc"]
+
+    def _compare(self, planned: Plan) -> int:
+        from simulations.comparison.summary import compare
+        from simulations.comparison.tables import as_csv
+
+        self._side.tell({"event": "stage", "text": "comparing"})
+        comparison = compare(self._request, planned, self._folder, self._problems)
+        write_atomically(self._folder.table, as_csv(comparison))
+        text = json.dumps(comparison, indent=1, allow_nan=False) + "\n"
+        write_atomically(self._folder.result, text)
+        self._side.tell({"event": "done"})
+        return EXIT_FAILED if comparison["missing"] else 0
+
+
+if __name__ == "__main__":
+    _code = main(sys.argv[1:])
+    sys.stdout.flush()
+    os._exit(_code)  # Ray is ended by the parent, with everything else

@@ -1,0 +1,185 @@
+"""From finished trials to the content of ``comparison.json``."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from typing import Any
+
+import configs
+from common.provenance import of_this_program
+from common.seeds import derive_seed
+from simulations.comparison.cells import CellFigures, cells_of
+from simulations.comparison.checks import findings
+from simulations.comparison.correlations import correlations
+from simulations.comparison.differences import differences
+from simulations.comparison.equality import equality
+from simulations.comparison.folder import Folder
+from simulations.comparison.groups import group_figures
+from simulations.comparison.measured import Measured, check_comparable
+from simulations.comparison.plan import Cell, Plan, Trial
+from simulations.comparison.request import Request
+
+SCHEMA = "fedward.comparison/1"
+
+
+def compare(
+    request: Request, plan: Plan, folder: Folder, problems: Mapping[str, str]
+) -> dict[str, Any]:
+    """Read every finished trial, and hold the arms against each other.
+
+    Args:
+        request: what was asked for.
+        plan: its trials.
+        folder: where they lie.
+        problems: why trials have no result, by name.
+
+    Raises:
+        UsageError: if trials differ in what must be equal; see `check_comparable`.
+    """
+    done = [one for one in plan.trials if folder.finished(one.name).result.is_file()]
+    found = [Measured.read(trial, folder) for trial in done]
+    check_comparable(found)
+    seed = derive_seed(plan.config.seed, "comparison")
+    cells = cells_of(found, plan.trials, seed=seed)
+    compared = differences(cells)
+    groups = {cell: group_figures(figures.runs) for cell, figures in cells.items()}
+    return {
+        "schema": SCHEMA,
+        "created": datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z"),
+        "program": of_this_program(),
+        "title": plan.config.title,
+        "request": {
+            "size": request.size.value,
+            "arms": [
+                {"name": arm.name, "kind": arm.kind.value, "overrides": list(arm.overrides)}
+                for arm in request.arms
+            ],
+            "augments": list(request.augments),
+            "epsilons": [_finite(epsilon) for epsilon in request.epsilons],
+            "seeds": list(request.seeds),
+            "overrides": list(request.overrides),
+        },
+        "study": {
+            "name": plan.config.data.name,
+            "public": plan.config.data.public,
+            "task": found[0].result["study"]["task"] if found else None,
+            "sites": plan.survey.sites,
+            "num_train_patients": sum(plan.survey.sites.values()),
+            "num_train_images": plan.survey.num_images,
+        },
+        "config": configs.to_dict(plan.config),
+        "equal": equality(plan, found) if found else None,
+        "trials": [_trial(trial, folder, problems) for trial in plan.trials],
+        "cells": [_cell(figures, groups[cell], plan) for cell, figures in cells.items()],
+        "differences": [
+            {
+                "about": one.about.value,
+                "a": named(one.a),
+                "b": named(one.b),
+                "p_holm": one.p_holm,
+                "figures": {name.value: figure.to_dict() for name, figure in one.figures.items()},
+            }
+            for one in compared
+        ],
+        "checks": [
+            {
+                "check": one.check.value,
+                **named(one.cell),
+                "holds": one.holds,
+                "value": one.value,
+                "ci95": None if one.ci95 is None else list(one.ci95),
+                "says": one.says,
+            }
+            for one in findings(cells, compared)
+        ],
+        "correlations": _plain(correlations(cells, groups)),
+        "missing": [
+            {"trial": trial.title, "name": trial.name, "problem": problems.get(trial.name)}
+            for trial in plan.trials
+            if trial not in done
+        ],
+    }
+
+
+def named(cell: Cell) -> dict[str, Any]:
+    """As JSON names a cell; no privacy is an epsilon of ``null``."""
+    return {"arm": cell.arm, "augment": cell.augment, "epsilon": _finite(cell.epsilon)}
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None
+
+
+def _plain(value: Any) -> Any:
+    """Infinite numbers as ``null``."""
+    if isinstance(value, dict):
+        return {name: _plain(one) for name, one in value.items()}
+    if isinstance(value, list):
+        return [_plain(one) for one in value]
+    return _finite(value) if isinstance(value, float) else value
+
+
+def _trial(trial: Trial, folder: Folder, problems: Mapping[str, str]) -> dict[str, Any]:
+    run_dir = folder.finished(trial.name)
+    return {
+        **named(trial.cell),
+        "kind": trial.kind.value,
+        "seed": trial.seed,
+        "site": trial.site,
+        "name": trial.name,
+        "folder": str(run_dir.path.relative_to(folder.path)) if run_dir.result.is_file() else None,
+        "problem": problems.get(trial.name),
+    }
+
+
+def _cell(figures: CellFigures, groups: Mapping[str, Any], plan: Plan) -> dict[str, Any]:
+    planned = {trial.seed for trial in plan.trials if trial.cell == figures.cell}
+    return {
+        **named(figures.cell),
+        "kind": figures.kind.value,
+        "seeds": list(figures.arm.seeds),
+        "missing_seeds": sorted(planned - set(figures.arm.seeds)),
+        "privacy": _privacy(figures.runs),
+        "figures": {
+            name.value: summary.to_dict() for name, summary in figures.arm.summary().items()
+        },
+        "sites": {
+            site: {
+                "num_patients": plan.survey.sites.get(site),
+                "figures": {
+                    name.value: summary.to_dict() for name, summary in arm.summary().items()
+                },
+            }
+            for site, arm in figures.sites.items()
+        },
+        "groups": dict(groups),
+        "trials": [run.trial.name for run in figures.runs],
+    }
+
+
+def _privacy(runs: Sequence[Measured]) -> dict[str, Any]:
+    """What holds for the models of a cell, and what training alone would claim.
+
+    The largest over runs: each is a hypothetical of its own, none pays for another.
+    """
+    facts = [run.result["privacy"] for run in runs]
+    spent = [fact["epsilon_federation"] for fact in facts]
+    claims = [_claim(run) for run in runs]
+    return {
+        "private": all(fact["private"] for fact in facts),
+        "epsilon": None if None in spent else max(spent),
+        "epsilon_claimed": None if None in claims else max(c for c in claims if c is not None),
+        "delta": facts[0]["delta"],
+        "noise_multiplier": facts[0]["noise_multiplier"],
+        "num_patients": sorted({run.num_patients for run in runs}),
+    }
+
+
+def _claim(run: Measured) -> float | None:
+    """Epsilon as if synthetic images had cost nothing."""
+    synthetic = run.result.get("synthetic")
+    if synthetic is None:
+        return run.result["privacy"]["epsilon_federation"]
+    return synthetic["epsilon_claimed_without_them"]
