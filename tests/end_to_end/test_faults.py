@@ -471,6 +471,7 @@ def requests_in(run_dir: Path) -> dict[str, list[tuple[str, str]]]:
     return found
 
 
+@pytest.mark.long
 def test_kill_9_of_the_server_between_rounds(
     first_run, small, start_run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):

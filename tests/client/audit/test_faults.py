@@ -193,7 +193,13 @@ def found(system: System, on: Subject, game: str, seed: int = 7) -> Audit:
     return audit(on, effort=EFFORTS[game], seed=seed, system=system)
 
 
-@pytest.mark.parametrize("fault", FAULTS)
+QUICK = ("half the noise", "images clipped", "half the steps counted")
+LONG = [fault for fault in FAULTS if fault not in QUICK]
+
+
+@pytest.mark.parametrize(
+    "fault", [*QUICK, *(pytest.param(fault, marks=pytest.mark.long) for fault in LONG)]
+)
 def test_a_planted_fault_is_proved(fault: str) -> None:
     system, on, game = FAULTS[fault]
     result = found(system, on, game)
@@ -203,6 +209,7 @@ def test_a_planted_fault_is_proved(fault: str) -> None:
 SETTINGS = list({(on, game): fault for fault, (_, on, game) in FAULTS.items()}.values())
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("fault", SETTINGS)
 def test_the_same_audit_finds_nothing_without_the_fault(fault: str) -> None:
     _, on, game = FAULTS[fault]
