@@ -19,7 +19,7 @@ from safetensors import SafetensorError, safe_open
 
 from common.errors import UsageError
 from common.privacy import accountants
-from common.privacy.events import Event, NonPrivateRelease, dump, load, merge
+from common.privacy.events import Event, NonPrivateRelease, dump, load, merge, within
 
 SCHEMA = "fedward.provenance/1"
 FILE_NAME = "provenance.json"
@@ -277,10 +277,11 @@ def by_cohort(charges: Sequence[Charge]) -> tuple[Charge, ...]:
 
 
 def _both(one: Charge, other: Charge) -> Charge:
-    if set(other.requests) <= set(one.requests):
-        return one
-    if set(one.requests) <= set(other.requests):
-        return other
+    for more, less in ((one, other), (other, one)):
+        same = (more.delta, more.unit, more.accountant) == (less.delta, less.unit, less.accountant)
+        named = set(less.requests) <= set(more.requests)
+        if same and named and within(less.events, more.events):
+            return more
     return replace(
         other,
         requests=tuple(dict.fromkeys((*one.requests, *other.requests))),

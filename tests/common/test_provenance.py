@@ -190,6 +190,17 @@ def test_one_payment_named_twice_is_one() -> None:
     assert made.charges == PRIVATE.charges
 
 
+@pytest.mark.parametrize("requests", [(), ("r/1/train",)])
+def test_events_are_never_lost_to_a_payment_that_is_named_already(
+    requests: tuple[str, ...],
+) -> None:
+    more = replace(charge(steps=replace(STEPS, steps=400)), requests=requests)
+    for pair in ((charge(), more), (more, charge())):
+        (both,) = provenance.by_cohort(pair)
+        assert both.epsilon >= more.epsilon > charge().epsilon
+        assert replace(PRIVATE, charges=pair).epsilon >= more.epsilon
+
+
 def test_where_one_source_may_be_of_any_study_so_may_be_the_whole() -> None:
     made = provenance.combined([PRIVATE, replace(LEAKY, studies=())])
     assert made.studies == ()
