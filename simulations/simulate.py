@@ -23,6 +23,7 @@ from common.config import Config, Job, Mechanism
 from common.errors import UsageError
 from common.files import write_atomically
 from server.end_state import EndState
+from simulations.anchor import anchor
 from simulations.child import EXIT_INTERRUPTED, EXIT_USAGE, run_child, stoppable
 from simulations.progress import Progress
 from simulations.run_dir import RunDir
@@ -93,13 +94,7 @@ def _open_run(config: Config) -> tuple[RunDir, Config, bool]:
     ledger_dir = config.simulation.ledger_dir
     if ledger_dir is not None and ledger_dir.exists() and not ledger_dir.is_dir():
         raise UsageError(f"simulation.ledger_dir={ledger_dir}: not a folder")
-    config.simulation.ledger_dir = ledger_dir and ledger_dir.absolute()
-    config.data.root = config.data.root and config.data.root.absolute()
-    config.data.cache_dir = config.data.cache_dir and config.data.cache_dir.absolute()
-    config.model.weights = config.model.weights and config.model.weights.absolute()
-    config.model.start = config.model.start and config.model.start.absolute()
-    config.augment.pool = config.augment.pool and config.augment.pool.absolute()
-    config.augment.provenance = config.augment.provenance and config.augment.provenance.absolute()
+    anchor(config, Path.cwd())
     config.run_dir = path
     try:
         path.mkdir(parents=True, exist_ok=True)

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import configs
 from common.config import AugmentMode, Config, Mechanism, StudyKind
+from simulations.anchor import anchor
 from simulations.comparison.fingerprint import fingerprint, start_fingerprint
 from simulations.comparison.folder import Folder
 from simulations.comparison.request import Kind, Request, spelled
@@ -99,7 +100,7 @@ def plan(request: Request, folder: Folder) -> Plan:
     trials: list[Trial] = []
     for arm in request.arms:
         words = [*base.words, *arm.overrides, *_OF_KIND[arm.kind]]
-        config = configs.load(words)
+        config = anchor(configs.load(words), request.here)
         sites: Sequence[str | None] = [None]
         if arm.kind is Kind.local:
             sites = list(survey(config, folder.phantoms).sites)
@@ -121,7 +122,7 @@ class _Base:
     @classmethod
     def of(cls, request: Request, folder: Folder) -> _Base:
         """Fix what would else follow the seed of a run or the number of its hospitals."""
-        asked = configs.load(request.overrides)
+        asked = anchor(configs.load(request.overrides), request.here)
         data, seed = asked.data, asked.seed
         phantom = data.kind is StudyKind.phantom
         fixed: dict[str, object] = {
@@ -146,10 +147,10 @@ class _Base:
 
 
 def _path(path: Path | None) -> str | None:
-    """Absolute, since trials run elsewhere; quoted for Hydra."""
+    """Quoted for Hydra."""
     if path is None:
         return None
-    text = str(path.absolute()).replace("\\", "\\\\").replace("'", "\\'")
+    text = str(path).replace("\\", "\\\\").replace("'", "\\'")
     return f"'{text}'"
 
 

@@ -56,6 +56,7 @@ class Request:
 
     Attributes:
         out: folder of the comparison.
+        here: folder that relative paths start from.
         size: of the preset behind what was not set.
         arms: ways of training, the reference arms first.
         augments: uses of synthetic images, values of ``augment.mode``.
@@ -65,6 +66,7 @@ class Request:
     """
 
     out: Path
+    here: Path
     size: Size
     arms: tuple[ArmRequest, ...]
     augments: tuple[str, ...]
@@ -77,6 +79,7 @@ class Request:
         return json.dumps(
             {
                 "out": str(self.out),
+                "here": str(self.here),
                 "size": self.size.value,
                 "arms": [
                     {"name": arm.name, "kind": arm.kind.value, "overrides": list(arm.overrides)}
@@ -96,6 +99,7 @@ class Request:
         fields: dict[str, Any] = json.loads(text)
         return cls(
             out=Path(fields["out"]),
+            here=Path(fields["here"]),
             size=Size(fields["size"]),
             arms=tuple(
                 ArmRequest(
@@ -148,6 +152,7 @@ def parse(words: Iterable[str]) -> Request:
     preset = PRESETS[size]
     return Request(
         out=Path(own["out"]).absolute(),
+        here=Path.cwd(),
         size=size,
         arms=_arms(own, custom),
         augments=_augments(own),

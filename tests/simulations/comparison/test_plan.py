@@ -130,6 +130,21 @@ def test_paths_hold_wherever_a_trial_runs(
     assert found.trials[0].config.data.cache_dir == tmp_path / "out" / "cache"
 
 
+def test_paths_start_where_the_command_was_given(
+    tmp_path: Path, tiny: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    words = (*tiny, "epsilons=8", "arms=federated", "data.cache_dir=kept", "seeds=1")
+    asked = parse([f"out={tmp_path / 'out'}", *words, 'arm.other="simulation.ledger_dir=books"'])
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    asked = type(asked).from_json(asked.to_json())
+    first, *_, other = plan(asked, Folder(path=asked.out)).trials
+    assert first.config.data.cache_dir == tmp_path / "here" / "kept"
+    assert other.config.simulation.ledger_dir == tmp_path / "here" / "books"
+
+
 @pytest.mark.parametrize(
     ("word", "says"),
     [
