@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: help demo test lint types contracts unit test-long test-faults lock format clean
+.PHONY: help demo test lint types contracts unit test-long test-faults test-deployment audit-dependencies lock format clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -36,6 +36,12 @@ test-faults: $(INSTALLED) ## every fault drill, those with processes of a run in
 format: $(INSTALLED) ## put the code into shape
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
+
+test-deployment: $(INSTALLED) ## hospitals, nginx and certificates as real processes, and attacks on them
+	$(BIN)/pytest -m long tests/end_to_end/deployment
+
+audit-dependencies: $(INSTALLED) ## known holes in what is installed (needs the network)
+	$(BIN)/pip-audit --requirement requirements.lock --no-deps --disable-pip
 
 lock: $(INSTALLED) ## resolve the dependencies anew
 	$(BIN)/uv pip compile pyproject.toml --group dev --universal --python-version 3.11 \

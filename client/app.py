@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from flwr.app import Context, Error, Message
 from flwr.clientapp import ClientApp
@@ -27,6 +27,15 @@ class AnswersRequests(Protocol):
 
     def train(self, request: TrainRequest) -> TrainReply:
         """Train one round, or say why not."""
+        ...
+
+
+@runtime_checkable
+class AnswersSecurely(Protocol):
+    """A site that takes part in sums of which nobody sees the terms."""
+
+    def answer(self, data: bytes, request: TrainRequest | None = None) -> bytes:
+        """The answer to one question of such a sum."""
         ...
 
 
@@ -63,7 +72,18 @@ def build(open_site: Callable[[Context], AnswersRequests]) -> ClientApp:
 
         return _answer(message, reply)
 
-    del describe, train
+    @app.query("secure")
+    def secure(message: Message, context: Context) -> Message:
+        def reply() -> Message:
+            site = site_of(context)
+            if not isinstance(site, AnswersSecurely):
+                raise UsageError("this site takes no part in secure aggregation")
+            answer = site.answer(*wire.read_secure(message.content))
+            return Message(wire.secure_content(answer), reply_to=message)
+
+        return _answer(message, reply)
+
+    del describe, train, secure
     return app
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 
 from torch import Tensor, nn
@@ -16,6 +16,7 @@ from client.dp.memory import images_that_fit
 from client.dp.training import RoundSeeds, Trainee, train_round
 from client.frozen import FrozenBackbone
 from client.local_model import LocalTraining, ModelMismatch, Surroundings
+from client.secure_aggregation.gradients import patient_gradients
 from common import models
 from common.config import AugmentationConfig, EngineName, FinetuneConfig, ModelConfig, Precision
 from common.errors import UsageError
@@ -120,6 +121,13 @@ class _Training:
     ) -> None:
         train_round(replace(self.trainee, shift=shift), cohort, recipe, seeds)
 
+    def patient_gradients(
+        self, cohort: Cohort, recipe: Recipe, seeds: RoundSeeds
+    ) -> Iterator[Mapping[str, Tensor]]:
+        names = {parameter: name for name, parameter in self.model.named_parameters()}
+        for gradient in patient_gradients(self.trainee, cohort, recipe, seeds):
+            yield {names[parameter]: value for parameter, value in gradient.items()}
+
 
 class _HeadTraining:
     """Training of the last layer on features that were computed once."""
@@ -159,6 +167,16 @@ class _HeadTraining:
         renamed = {self._names[name]: value for name, value in (shift or {}).items()}
         trainee = replace(self._trainee, shift=renamed)
         train_round(trainee, replace(cohort, images=self._features), recipe, seeds)
+
+    def patient_gradients(
+        self, cohort: Cohort, recipe: Recipe, seeds: RoundSeeds
+    ) -> Iterator[Mapping[str, Tensor]]:
+        """See `GivesGradients`."""
+        full = {short: name for name, short in self._names.items()}
+        names = {p: full[short] for short, p in self._trainee.model.named_parameters()}
+        features = replace(cohort, images=self._features)
+        for gradient in patient_gradients(self._trainee, features, recipe, seeds):
+            yield {names[parameter]: value for parameter, value in gradient.items()}
 
     def _engine(self, head: nn.Linear, around: Surroundings) -> tuple[Engine, int | None]:
         engine = BookkeepingEngine(head)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -182,6 +183,49 @@ class Site:
         except LedgerError:
             return self._refuse(request, Reason.ledger_unavailable, None)
 
+    def contribute(
+        self,
+        request: TrainRequest,
+        event: Event,
+        compute: Callable[[LocalTraining, Cohort, RoundSeeds], bytes],
+    ) -> tuple[bytes, dict[str, object]]:
+        """Let ``compute`` make what leaves for a sum, once, under one entry of the ledger.
+
+        Args:
+            request: with the model that it is about.
+            event: what it costs.
+            compute: gets the warm model, the cohort by unit and the round's seeds.
+
+        Returns:
+            What it made (private, released under ``event``), and the spend statement.
+
+        Raises:
+            Refusal: if budget or model do not allow it, or the round was charged before: nothing
+                is made a second time.
+            LedgerError: if the ledger cannot be trusted.
+        """
+        if request.recipe.unit != self._setup.budget.unit.value:
+            raise BadRequest("the unit is not the site's")
+        with self._lock, self._setup.open_ledger(self._setup.budget.unit) as ledger:
+            training = self._prepared(request)
+            self._charge_sources(request.recipe, ledger)
+            budget = self._budget(request.recipe)
+            reservation = ledger.reserve(
+                request_id=request.request_id, events=(event,), purpose="train", budget=budget
+            )
+            if not reservation.fresh:
+                raise BadRequest("this round was charged before, and is not done twice")
+            seeds = self._round_seeds(request.round)
+            made = compute(training, units(self._setup.cohort, request.recipe.unit), seeds)
+            ledger.commit(request.request_id)
+            return made, self._spend(request.recipe, ledger)
+
+    def _round_seeds(self, number: int, prefix: str = "") -> RoundSeeds:
+        return RoundSeeds(
+            sampling=self._setup.seeds.seed(number, f"{prefix}sampling"),
+            noise=self._setup.seeds.seed(number, f"{prefix}noise"),
+        )
+
     def tune(self, request: TrainRequest) -> Weights:
         """Train the last model on for this site alone, once in a run; nothing of it leaves.
 
@@ -279,10 +323,7 @@ class Site:
         return self._training
 
     def _train_and_store(self, duty: _Duty, request: TrainRequest, training: LocalTraining) -> None:
-        seeds = RoundSeeds(
-            sampling=self._setup.seeds.seed(request.round, f"{duty.seeds}sampling"),
-            noise=self._setup.seeds.seed(request.round, f"{duty.seeds}noise"),
-        )
+        seeds = self._round_seeds(request.round, duty.seeds)
         cohort = units(self._setup.cohort, request.recipe.unit)
         shift = self._shift
         training.train(

@@ -28,3 +28,18 @@ def write_atomically(path: Path, content: bytes | str, *, mode: int = 0o644) -> 
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
         raise
+
+
+def write_new(path: Path, content: bytes | str, *, mode: int = 0o644) -> None:
+    """As `write_atomically`, but what is there already stays.
+
+    Raises:
+        FileExistsError: if there is something under ``path``.
+        OSError: if the folder cannot be written.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.new")
+    write_atomically(temporary, content, mode=mode)
+    try:
+        os.link(temporary, path)  # fails, unlike a move, if the name is taken
+    finally:
+        temporary.unlink()

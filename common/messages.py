@@ -49,6 +49,7 @@ class Reason(StrEnum):
     unknown_pool = "unknown_pool"
     bad_request = "bad_request"
     internal_error = "internal_error"
+    insecure = "insecure"
     policy = "policy"
     policy_unreadable = "policy_unreadable"
     paused = "paused"

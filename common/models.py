@@ -49,11 +49,9 @@ def build(
     for name in ("patch_size", "window_size"):
         if getattr(config, name) is not None:
             options[name] = getattr(config, name)
-    model = _create(config, options, seed)
     if config.weights is not None:
-        options |= _weights_options(config, model, features_only)
-        model = _create(config, options, seed)
-        _check_all_loaded(config, model, _create(config, options, seed + 1))
+        options |= _weights_options(config, options)
+    model = _create(config, options, seed)
     modules = cast("Iterator[tuple[str, nn.Module]]", model.named_modules())
     for name, module in modules:
         if isinstance(module, _BATCH_NORMS):
@@ -151,7 +149,11 @@ def _created(architecture: str, options: Mapping[str, Any]) -> nn.Module:
         )
 
 
-def _weights_options(config: ModelConfig, model: nn.Module, num_classes: int) -> dict[str, Any]:
+# What files were found to hold, so that a process that builds many models looks once.
+_FILES: dict[tuple[object, ...], dict[str, Any]] = {}
+
+
+def _weights_options(config: ModelConfig, options: Mapping[str, Any]) -> dict[str, Any]:
     """Options of timm that load a file: it adapts channels, positions and windows itself.
 
     A head with our number of classes is kept, any other is drawn anew.
@@ -160,16 +162,29 @@ def _weights_options(config: ModelConfig, model: nn.Module, num_classes: int) ->
     assert path is not None
     if not path.is_file():
         raise UsageError(f"model.weights={path}: no such file")
+    stat = path.stat()
+    key = (path, stat.st_mtime_ns, stat.st_size, config.architecture, *sorted(options.items()))
+    if key not in _FILES:
+        source = _source(config, _create(config, options, seed=0), options["num_classes"])
+        found = {"pretrained": True, "pretrained_cfg_overlay": source}
+        first, second = (_create(config, {**options, **found}, seed) for seed in (0, 1))
+        _check_all_loaded(config, first, second)
+        _FILES[key] = found
+    return _FILES[key]
+
+
+def _source(config: ModelConfig, model: nn.Module, num_classes: int) -> dict[str, Any]:
     head = _head_names(model)
     try:
-        with cast("Any", safe_open(str(path), framework="pt")) as file:
+        with cast("Any", safe_open(str(config.weights), framework="pt")) as file:
             names = set(cast("list[str]", file.keys()))
             rows = [int(file.get_slice(name).get_shape()[0]) for name in head & names]
     except SafetensorError as error:
-        raise UsageError(f"model.weights={path}: not a safetensors file ({error})") from error
+        raise UsageError(
+            f"model.weights={config.weights}: not a safetensors file ({error})"
+        ) from error
     keeps_head = bool(rows) and head <= names and set(rows) == {num_classes}
-    source = {"file": str(path), "num_classes": num_classes if keeps_head else 0}
-    return {"pretrained": True, "pretrained_cfg_overlay": source}
+    return {"file": str(config.weights), "num_classes": num_classes if keeps_head else 0}
 
 
 def _check_all_loaded(config: ModelConfig, model: nn.Module, other: nn.Module) -> None:

@@ -28,9 +28,12 @@ from common.messages import (
 
 SCHEMA = "fedward.message/1"
 DESCRIBE = "query.describe"
+UNAPPROVED_ERROR = 901  # of a Flower message that a gate answers; Flower's own are below 100
+SECURE = "query.secure"
 WEIGHT_KEY = "num-patients"
 
 _BODY, _WEIGHTS, _METRICS, _CONTROL = "body", "weights", "metrics", "control"
+_SECURE = "secure"
 
 
 def to_arrays(weights: Weights) -> ArrayRecord:
@@ -159,6 +162,37 @@ def read_reply(content: RecordDict) -> TrainReply:
         )
     except (KeyError, TypeError) as error:
         raise ValueError(f"training reply does not fit {SCHEMA}: {error!r}") from error
+
+
+def secure_content(data: bytes, request: TrainRequest | None = None) -> RecordDict:
+    """Content of a question or an answer of a secure sum, whose bytes are ``data``.
+
+    Bytes travel as an array, which Flower cuts into pieces however long it is.
+    """
+    content = RecordDict() if request is None else request_content(request)
+    content[_SECURE] = ArrayRecord({_SECURE: Array(np.frombuffer(data, dtype=np.uint8))})
+    return content
+
+
+def read_secure(content: RecordDict) -> tuple[bytes, TrainRequest | None]:
+    """The inverse of `secure_content`.
+
+    Raises:
+        ValueError: if the content does not fit the schema.
+    """
+    try:
+        array = content.array_records[_SECURE][_SECURE]
+        file = BytesIO(array.data)
+        if npy.read_magic(file) != (1, 0):
+            raise ValueError("not version 1.0 of the npy format")
+        shape, _, dtype = npy.read_array_header_1_0(file)
+        data = file.read()
+        if dtype != np.uint8 or shape != (len(data),):
+            raise ValueError("not a sequence of bytes")
+    except Exception as error:  # numpy's parser raises whatever its parts raise
+        raise ValueError(f"message does not fit {SCHEMA}: {type(error).__name__}") from error
+    has_request = _WEIGHTS in content.array_records
+    return data, read_request(content) if has_request else None
 
 
 def message(content: RecordDict, *, node: int, kind: str) -> Message:

@@ -56,6 +56,12 @@ def none_from(site: str, reason: Reason) -> Answer:
     return Answer(reply=reply, broke_off=True)
 
 
+def refused_by(site: str, reason: Reason) -> Answer:
+    """The gate of ``site`` answered: no code of the run's bundle has run there."""
+    reply = TrainReply(site=site, status=Status.refused, num_patients=0, reason=reason)
+    return Answer(reply=reply)
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Expected:
     """What an honest answer to one request looks like.
@@ -83,6 +89,8 @@ class Expected:
         if message.has_error():
             # Flower itself answers for a node that is gone.
             from_site = message.metadata.src_node_id == node
+            if from_site and message.error.code == wire.UNAPPROVED_ERROR:
+                return refused_by(self.site, Reason.unapproved_code)
             return none_from(self.site, Reason.internal_error if from_site else Reason.no_reply)
         try:
             reply = wire.read_reply(message.content)

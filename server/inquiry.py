@@ -85,7 +85,7 @@ class Inquiry:
                     broke_off[site] = answer
                     due[site] = time.monotonic() + self.federation.retry_seconds
                 else:
-                    self._settle(site, answer)
+                    self.settle(site, answer)
             if not due and set(self.attempts) <= set(self.answers):
                 break
             time.sleep(_POLL_SECONDS)
@@ -93,7 +93,7 @@ class Inquiry:
         for site in sorted(set(self.sites) - set(self.answers)):
             reason = Reason.no_reply if site in self.attempts else Reason.not_connected
             silent = none_from(site, reason)
-            self._settle(site, broke_off.get(site, silent) if site in due else silent)
+            self.settle(site, broke_off.get(site, silent) if site in due else silent)
 
     def _heard(self, site: str, number: int, node: int, message: Message) -> Answer | None:
         """The answer to this round's question, if that is what it is and the first."""
@@ -110,7 +110,8 @@ class Inquiry:
             self.observe({"event": "late", "site": site, "round": number})
         return None
 
-    def _settle(self, site: str, answer: Answer) -> None:
+    def settle(self, site: str, answer: Answer) -> None:
+        """Take ``answer`` as what is known of the site."""
         self.answers[site] = answer
         event = {"event": "site", "round": self.request.round, "site": site}
         self.observe({**event, **answer.record()})

@@ -88,6 +88,8 @@ class Roster:
         return nodes
 
     def _hear(self, node: int, reply: Message) -> None:
+        if reply.has_error() and reply.error.code == wire.UNAPPROVED_ERROR:
+            self._report(f"node {node}", "has not approved the code of this run")
         try:
             site = wire.read_description(reply.content)
         except ValueError:  # an error instead of content, or content of another schema

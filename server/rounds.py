@@ -11,9 +11,10 @@ from typing import Any
 import numpy as np
 from flwr.serverapp import Grid
 
-from common.config import Config, Job, LateReplies
+from common.config import Config, Job, LateReplies, Trust
 from common.errors import RunFailed
 from common.messages import Reason, Recipe, SiteDescription, Status, TrainRequest, Weights
+from common.secure_aggregation.roster import Roster as Identities
 from common.seeds import SeedSource, SystemSeeds
 from server.answer import Expected
 from server.bounds import Bound, Move, bound
@@ -26,6 +27,7 @@ from server.quorum import Quorum
 from server.recipe import Synthetic, plan
 from server.records import left_for_good, site_records
 from server.roster import Roster
+from server.secure_aggregation.secure_sum import SecureSums, Summed
 from server.site_dp import SiteNoise
 from server.spend import SpendTracker
 from server.strategy import Aggregator, Contribution
@@ -45,6 +47,8 @@ class Start:
         observe: told of everything that happens, as plain values.
         seeds: where the server's own noise comes from.
         synthetic: images that the run uses beside patients'.
+        site_keys: by which sites sign their spend statements, where they have enrolled.
+        identities: keys of the sites, where only sums of their updates are to be seen.
     """
 
     config: Config
@@ -56,6 +60,8 @@ class Start:
     observe: Callable[[dict[str, Any]], None]
     seeds: SeedSource = field(default_factory=SystemSeeds)
     synthetic: Synthetic = field(default_factory=Synthetic)
+    site_keys: Mapping[str, str] = field(default_factory=dict[str, str])
+    identities: Identities | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -99,9 +105,10 @@ class _Run:
         )
         self._mailbox: Mailbox[Asked] = Mailbox(grid)
         self._quorum = Quorum.of(federation)
-        self._spend = SpendTracker(start.checkpoint.history)
+        self._spend = SpendTracker(start.checkpoint.history, start.site_keys)
         self._left = left_for_good(start.checkpoint.history)
         self._before: dict[str, Expected] = {}
+        self._sums: SecureSums | None = None
 
     @property
     def _active(self) -> set[str]:
@@ -111,6 +118,7 @@ class _Run:
         recipe = self._begin()
         aggregator = self._aggregator(recipe)
         aggregator.restore(dict(self._checkpoint.strategy))
+        self._sums = self._secure_sums(recipe)
         while self._has_work():
             self._hold_round(recipe, aggregator)
         state = self._end_state()
@@ -173,12 +181,21 @@ class _Run:
     def _hold_round(self, recipe: Recipe, aggregator: Aggregator) -> None:
         began = time.monotonic()
         number, weights = self._checkpoint.round + 1, self._checkpoint.weights
-        inquiry = self._ask(number, recipe, aggregator.control)
+        inquiry, nodes = self._ask(number, recipe, aggregator.control)
+        summed = None
+        if self._sums is None:
+            inquiry.hold(nodes)
+        else:
+            summed = self._sums.hold(inquiry, nodes)
         answers = inquiry.answers
         self._left |= {n: str(a.reply.reason) for n, a in answers.items() if a.left}
-        contributions, used = self._contributions(inquiry)
-        enough = self._quorum.met(set(contributions), self._roster.patients)
-        if not enough and self._can_go_on():
+        if summed is not None:
+            contributions, used = {"": self._contribution(summed)}, set[str]()
+        else:
+            contributions, used = self._contributions(inquiry)
+        there = set(contributions) if summed is None else set(summed.sites)
+        enough = self._quorum.met(there, self._roster.patients)
+        if not enough and self._can_go_on() and self._sums is None:
             reasons = {n: str(a.reply.reason or a.reply.status) for n, a in answers.items()}
             raise RunFailed(
                 f"round {number}: {len(contributions) or 'no'} of {len(reasons)} sites gave a "
@@ -213,7 +230,27 @@ class _Run:
         )
         self._start.observe({"event": "round", **record})
 
-    def _ask(self, number: int, recipe: Recipe, control: Weights) -> Inquiry:
+    def _secure_sums(self, recipe: Recipe) -> SecureSums | None:
+        """How rounds are summed, if sites are to be seen in sums alone."""
+        federation, identities = self._federation, self._start.identities
+        if federation.trust is Trust.local:
+            return None
+        if identities is None or identities.names != tuple(sorted(self._roster.approved)):
+            raise RunFailed("federation.trust=secure_aggregation: the sites' keys are not known")
+        return SecureSums.of(
+            identities,
+            federation.parties,
+            recipe,
+            self._checkpoint.weights,
+            sum(self._roster.patients.values()),
+        )
+
+    def _contribution(self, summed: Summed) -> Contribution:
+        patients = sum(self._roster.patients[name] for name in summed.sites)
+        return Contribution(weights=summed.weights, num_patients=patients)
+
+    def _ask(self, number: int, recipe: Recipe, control: Weights) -> tuple[Inquiry, dict[str, int]]:
+        """What is to be asked of whom."""
         active = self._active
         nodes = self._roster.wait(
             self._federation.wait_seconds,
@@ -241,8 +278,7 @@ class _Run:
             federation=self._federation,
             observe=self._start.observe,
         )
-        inquiry.hold({name: node for name, node in nodes.items() if name in active})
-        return inquiry
+        return inquiry, {name: node for name, node in nodes.items() if name in active}
 
     def _expected(self, name: str, request: TrainRequest) -> Expected:
         num_patients = self._roster.patients[name]
@@ -304,9 +340,10 @@ class _Run:
 
     def _end_state(self) -> EndState:
         history = self._checkpoint.history
-        if self._checkpoint.round == self._federation.rounds and (
-            not history or history[-1]["aggregated"]
-        ):
+        done = not history or history[-1]["aggregated"]
+        if self._sums is not None:  # a round that was discarded is not held again
+            done = not history or any(record["aggregated"] for record in history)
+        if self._checkpoint.round == self._federation.rounds and done:
             everyone = all(
                 site["status"] == Status.trained
                 for record in history

@@ -10,13 +10,17 @@ from common.privacy.statement import SpendStatement, check_statement
 
 
 class SpendTracker:
-    """Each site's last accepted statement. The first one pins the site's public key for the run.
+    """Each site's last accepted statement.
 
-    The statements lie in the records of the rounds, so a resumed run holds sites to what they said
-    before it was stopped.
+    The site's public key is the one of its enrolment, if ``enrolled`` has it; else the first
+    statement pins it for the run. The statements lie in the records of the rounds, so a resumed
+    run holds sites to what they said before it was stopped.
     """
 
-    def __init__(self, history: Iterable[Mapping[str, Any]]) -> None:
+    def __init__(
+        self, history: Iterable[Mapping[str, Any]], enrolled: Mapping[str, str] | None = None
+    ) -> None:
+        self._enrolled = dict(enrolled or {})
         self._last: dict[str, SpendStatement] = {}
         for record in history:
             for site, answer in record["sites"].items():
@@ -34,7 +38,8 @@ class SpendTracker:
         previous = self._last.get(reply.site)
         try:
             statement = SpendStatement.from_dict(reply.spend)
-            problems = check_statement(statement, previous=previous)
+            known = self._enrolled.get(reply.site)
+            problems = check_statement(statement, public_key=known, previous=previous)
         except (ValueError, OverflowError) as error:
             return (f"statement: {type(error).__name__}",)
         problems += _measure_problems(statement, previous, recipe)

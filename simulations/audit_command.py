@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import json
 import math
-import signal
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -15,13 +13,14 @@ import typer
 
 from common.errors import UsageError
 from common.files import write_atomically
+from simulations import audit_run_command, inversion_command
+from simulations.audit_end import EXIT_INTERRUPTED, EXIT_PASSED, orderly_end
 
 if TYPE_CHECKING:
     from client.audit.audit import Audit, Effort
     from client.audit.game import Subject
     from common.config import Config
 
-EXIT_PASSED, EXIT_INTERRUPTED = 1, 130
 _NUM_CLASSES = 2
 
 app = typer.Typer(
@@ -29,9 +28,15 @@ app = typer.Typer(
 )
 
 
-@app.callback()
-def audit() -> None:
-    """Keep commands as words, even while there is one."""
+app.command(
+    epilog=(
+        "Exit codes: 0 no claim is refuted; 1 one is; 2 bad input, or no data; 130 interrupted."
+    ),
+)(audit_run_command.run)
+app.command(
+    context_settings={"ignore_unknown_options": True, "allow_extra_args": True},
+    epilog="Exit codes: 0 the page was written; 2 bad input; 130 interrupted.",
+)(inversion_command.inversion)
 
 
 @app.command(
@@ -69,7 +74,7 @@ def engine(
         raise UsageError(f"--json={json_file}: no such folder")
     began, effort = time.monotonic(), _effort(canaries, runs, lone_runs)
     try:
-        with _orderly_end():
+        with orderly_end():
             subject = _subject(config, effort)
             found = _audit(config, subject, effort, confidence, system_noise=system_noise)
     except KeyboardInterrupt:
@@ -163,24 +168,6 @@ def _audit(
             confidence=confidence,
             progress=bar,
         )
-
-
-@contextmanager
-def _orderly_end() -> Iterator[None]:
-    """The first Ctrl-C, or SIGTERM, ends the audit; another one cannot disturb the clearing up."""
-
-    def interrupt(number: int, frame: object) -> None:
-        del number, frame
-        for one in previous:
-            signal.signal(one, signal.SIG_IGN)
-        raise KeyboardInterrupt
-
-    previous = {one: signal.signal(one, interrupt) for one in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    finally:
-        for one, handler in previous.items():
-            signal.signal(one, handler)
 
 
 def _result(config: Config, subject: Subject, effort: Effort, found: Audit) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from common.files import write_atomically
 from common.provenance import Kind, Provenance, of_this_program
 from common.seeds import derive_seed
 from simulations.pool import charge_sites
+from simulations.run_dir import RunDir
 from simulations.scene import Scene
 from simulations.sites import features_cache
 
@@ -43,10 +44,18 @@ def begun(scene: Scene) -> Config:
         return config
     if not scene.run_dir.start.is_file():
         _begin(scene)
+    return as_begun(config, scene.run_dir)
+
+
+def as_begun(config: Config, run_dir: RunDir) -> Config:
+    """``config`` with what `begun` left in ``run_dir``."""
+    augment, finetune = config.augment, config.finetune
+    if not (augment.pretrains or finetune.center):
+        return config
     mode = _THEN.get(augment.mode, finetune.mode)
     return replace(
         config,
-        model=replace(config.model, start=scene.run_dir.start),
+        model=replace(config.model, start=run_dir.start),
         finetune=replace(finetune, mode=mode),
     )
 

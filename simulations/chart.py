@@ -10,7 +10,7 @@ import math
 from dataclasses import dataclass
 
 from simulations.page import Page
-from simulations.wording import plain, round_up, site_names
+from simulations.wording import decimals, plain, round_up, site_names
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -24,7 +24,22 @@ class Line:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Chart:
-    """A figure over rounds in a box of 440 x 270 units; ``interval`` is (x, low, middle, high)."""
+    """A figure in a box of 440 x 270 units.
+
+    Attributes:
+        name: of its elements in the page.
+        title: what it is about.
+        summary: what it shows, in words.
+        y_label: of the axis upward.
+        lines: drawn from left to right.
+        x_ticks: places and labels.
+        y_ticks: places.
+        x_range: ends of the other axis.
+        interval: (x, low, middle, high) of one more figure.
+        bars: (x, low, high), intervals of the first line's points.
+        x_label: of the axis to the right.
+        source: where its numbers stand in the page.
+    """
 
     name: str
     title: str
@@ -35,6 +50,9 @@ class Chart:
     y_ticks: tuple[float, ...]
     x_range: tuple[float, float]
     interval: tuple[float, float, float, float] | None = None
+    bars: tuple[tuple[float, float, float], ...] = ()
+    x_label: str = "round"
+    source: str = "The numbers are in the table of rounds below."
 
     left, right, top, bottom = 46.0, 430.0, 12.0, 224.0
 
@@ -132,6 +150,40 @@ def _auroc_chart(page: Page) -> Chart | None:
         y_ticks=_auroc_ticks(min(shown)),
         x_range=(0.5, last_x),
         interval=interval,
+    )
+
+
+def reliability_chart(page: Page) -> Chart | None:
+    """Probability against truth, of a task with one label; ``None`` if it was not measured."""
+    if page.several or not page.labels or not page.labels[0].get("reliability"):
+        return None
+    points = page.labels[0]["reliability"]
+    curve = tuple((point["predicted"], point["observed"]["value"]) for point in points)
+    bars = tuple(
+        (point["predicted"], *point["observed"]["ci95"])
+        for point in points
+        if point["observed"]["ci95"] is not None
+    )
+    told = "; ".join(
+        f"probability {point['predicted']:.2f}, share {decimals(point['observed']['value'], 2)}"
+        for point in points
+    )
+    tenths = tuple(tenth / 10 for tenth in range(0, 11, 2))
+    return Chart(
+        name="reliability",
+        title="Whether its probabilities mean what they say",
+        summary=f"In bins of equally many images: {told}. On the diagonal both are the same.",
+        y_label="share of images with the label",
+        lines=(
+            Line(label="test images, with 95 % intervals", points=curve),
+            Line(label="right probabilities", points=((0.0, 0.0), (1.0, 1.0)), reference=True),
+        ),
+        x_ticks=tuple((tenth, plain(tenth)) for tenth in tenths),
+        y_ticks=tenths,
+        x_range=(0.0, 1.0),
+        bars=bars,
+        x_label="mean probability of the bin",
+        source="",
     )
 
 

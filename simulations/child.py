@@ -23,7 +23,7 @@ from simulations.process_tree import adopt_orphans, end_descendants
 
 EXIT_FAILED, EXIT_USAGE, EXIT_INTERRUPTED = 1, 2, 130
 
-_QUIET = {
+QUIET = {
     "FLWR_TELEMETRY_ENABLED": "0",
     "FLWR_DISABLE_UPDATE_CHECK": "1",
     "MLFLOW_DISABLE_TELEMETRY": "true",
@@ -57,7 +57,7 @@ def run_child(
             child = subprocess.Popen(
                 [*command, str(folder), str(write_end), ray_dir],
                 cwd=work,
-                env={**os.environ, **_QUIET, "FLWR_HOME": str(work / "flwr")},
+                env={**os.environ, **QUIET, "FLWR_HOME": str(work / "flwr")},
                 stdin=subprocess.PIPE,
                 stdout=output,
                 stderr=subprocess.STDOUT,

@@ -5,9 +5,10 @@ from __future__ import annotations
 from client.dp import engines
 from client.dp.check import check_engine, made_up_batch
 from common import models
-from common.config import AugmentMode, Config, EngineName
+from common.config import AugmentMode, Config, EngineName, Trust
 from common.errors import RunFailed, UsageError
 from common.messages import SiteDescription
+from common.secure_aggregation.roster import Roster
 from common.seeds import SimulatedSeeds
 from server.checkpoint import Checkpoint
 from server.end_state import EndState
@@ -18,6 +19,7 @@ from simulations.evaluation import HeldOut
 from simulations.outcome import conclude, fail
 from simulations.pool import plan_facts
 from simulations.scene import Scene
+from simulations.secure_sites import roster_of
 from simulations.sites import Hospitals, features_cache, shared_model
 from simulations.tuning import tune
 
@@ -54,6 +56,7 @@ def classify(scene: Scene) -> None:
         observe=scene.observe,
         synthetic=plan_facts(hospitals.pool, hospitals.sources, config),
         seeds=SimulatedSeeds(run_seed=config.seed, site="server"),
+        identities=_identities(config, scene.approved()),
     )
     try:
         if config.augment.mode is AugmentMode.pretrain:
@@ -67,6 +70,12 @@ def classify(scene: Scene) -> None:
     scene.stage("testing the final model")
     result = conclude(hospitals, sites, outcome, test, tuned)
     scene.observe({"event": "done", "result": result})
+
+
+def _identities(config: Config, sites: tuple[str, ...]) -> Roster | None:
+    if config.federation.trust is Trust.local:
+        return None
+    return roster_of(config.seed, sites)
 
 
 def _as_it_is(start: Start, hospitals: Hospitals) -> Outcome:

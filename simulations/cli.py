@@ -4,21 +4,24 @@ from __future__ import annotations
 
 import os
 import sys
-from pathlib import Path
-from typing import Annotated
 
 import typer
 
 from client.agent import command as site_command
 from common.errors import UsageError
+from server.consortium import command as consortium_command
 from simulations import (
     audit_command,
     bench_data,
     bench_dp,
     bench_ledger,
+    bench_secagg,
+    bench_simulation,
     calibrate_command,
     check_data_command,
     ledger_command,
+    ray_command,
+    report_command,
     sample_command,
 )
 from simulations.comparison import command as compare_command
@@ -39,12 +42,16 @@ app = typer.Typer(
 app.add_typer(ledger_command.app, name="ledger")
 bench_ledger.app.command()(bench_data.data)
 bench_ledger.app.command()(bench_dp.dp)
+bench_ledger.app.command()(bench_secagg.secagg)
+bench_ledger.app.command()(bench_simulation.simulation)
 app.add_typer(bench_ledger.app, name="bench")
 app.add_typer(audit_command.app, name="audit")
+app.add_typer(ray_command.app, name="ray")
 app.command()(calibrate_command.calibrate)
 app.command("check-data")(check_data_command.check_data)
 app.command()(sample_command.sample)
 app.add_typer(site_command.app, name="site")
+app.add_typer(consortium_command.app, name="consortium")
 
 
 @app.callback()
@@ -90,25 +97,10 @@ app.command(
 )(compare_command.compare)
 
 
-@app.command()
-def report(
-    run_dir: Annotated[Path, typer.Argument(help="Folder of a finished run.")],
-) -> None:
-    """Write report.html of a run anew from its result.json."""
-    import json
-
-    from simulations.report import write
-    from simulations.run_dir import RunDir
-
-    paths = RunDir(path=run_dir)
-    try:
-        result = json.loads(paths.result.read_text())
-    except (OSError, ValueError) as error:
-        raise UsageError(f"{paths.result}: no result of a run ({error})") from error
-    if not isinstance(result, dict):
-        raise UsageError(f"{paths.result}: no result of a run")
-    write(result, paths.report)
-    typer.echo(paths.report)
+app.command(
+    help=report_command.HELP,
+    short_help="Write the page of a run anew, or compare finished runs.",
+)(report_command.report)
 
 
 def main() -> None:

@@ -15,7 +15,7 @@ from safetensors.numpy import save
 
 import configs
 from client.kept import Kept
-from common.config import Config, Personal, Unit
+from common.config import Config, Personal, Trust, Unit
 from common.evaluation import evaluate
 from common.fairness import fairness
 from common.files import write_atomically
@@ -23,7 +23,7 @@ from common.messages import Recipe
 from common.models import weights_sha256
 from common.privacy import accountants
 from common.privacy.chain import Entry
-from common.privacy.events import Event
+from common.privacy.events import Event, alone, rests_on_others
 from common.provenance import METADATA_KEY, dumps
 from common.scored import Scored
 from common.seeds import derive_seed
@@ -32,7 +32,7 @@ from server.checkpoint import Checkpoint, latest_checkpoint
 from server.end_state import EndState
 from server.recipe import plan
 from server.rounds import Outcome
-from simulations import report
+from simulations import model_card, report
 from simulations.evaluation import HeldOut
 from simulations.predictions import Predictions, TestSet
 from simulations.run_dir import RunDir
@@ -113,6 +113,8 @@ def fail(hospitals: Hospitals, sites: SimulatedSites, why: str) -> None:
 
 def _write(result: dict[str, Any], run_dir: RunDir) -> None:
     report.write(result, run_dir.report)
+    if result["final"] is not None:
+        model_card.write(result, run_dir.model_card)
     write_atomically(run_dir.result, json.dumps(result, indent=2, allow_nan=False) + "\n")
 
 
@@ -166,8 +168,25 @@ def privacy_facts(hospitals: Hospitals, sites: SimulatedSites, recipe: Recipe) -
         "sampling_rate": recipe.sampling_rate,
         "steps_per_round": recipe.steps,
         "rounds_planned": config.federation.rounds,
+        "trust": config.federation.trust.value,
         "sites": spends,
         "epsilon_federation": max(spent) if private else None,
+        "secure_aggregation": _secure_aggregation(config),
+    }
+
+
+def _secure_aggregation(config: Config) -> dict[str, Any] | None:
+    """What the trust in secure sums rests on."""
+    federation = config.federation
+    if federation.trust is Trust.local:
+        return None
+    parties = federation.parties
+    return {
+        "num_sites": parties.num_sites,
+        "max_dropouts": parties.max_dropouts,
+        "max_colluders": parties.max_colluders,
+        "threshold": parties.threshold,
+        "num_shares": parties.num_shares,
     }
 
 
@@ -253,6 +272,9 @@ def _site_spend(
         "epsilon_this_run": _finite(accountant.epsilon(own, recipe.delta)),
         "epsilon_budget": _finite(setup.budget.epsilon),
     }
+    if rests_on_others(events):
+        without_trust = [alone(event) for event in events]
+        spend["epsilon_alone"] = _finite(accountant.epsilon(without_trust, recipe.delta))
     if by_patient is not None:
         spend["epsilon_patient"] = _finite(by_patient)
     if spend["epsilon"] is not None:

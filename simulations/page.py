@@ -18,6 +18,7 @@ _REASONS = {
     "refused": "the hospital declined",
     "bad_request": "it could not make sense of the request",
     "unknown_pool": "it does not know of having paid for the synthetic images or weights",
+    "insecure": "its update would have been seen alone, or the secure sum did not hold",
     "policy": "its own rules do not allow what was asked",
     "policy_unreadable": "its own rules could not be read, so it refuses everything",
     "paused": "it has paused all training",
@@ -114,6 +115,18 @@ class Page:
             ("phantom", "phantoms") if self.phantom else ("patient", "patients")
         )
         self.sites = _sites(self.rounds, self.privacy["sites"] or {})
+
+    def interval(self, name: str) -> str:
+        """The 95 % interval of a figure of the final test, as text."""
+        found = ((self.test or {}).get("figures") or {}).get(name) or {}
+        ends = found.get("ci95")
+        return "not computed" if not ends else f"{ends[0]:.3f} to {ends[1]:.3f}"
+
+    @property
+    def fairness(self) -> Mapping[str, Result]:
+        """By name of a group column the figures of its groups; of several labels their mean."""
+        found = (self.test or {}).get("fairness") or {}
+        return {name: column["mean"] or column["labels"][0] for name, column in found.items()}
 
     @property
     def site_level(self) -> Result | None:
@@ -239,7 +252,7 @@ class Page:
     @property
     def settings(self) -> list[tuple[str, str]]:
         """The resolved configuration, one dotted name per line."""
-        return [(name, plain(value)) for name, value in _flattened(self.config)]
+        return [(name, plain(value)) for name, value in flattened(self.config)]
 
     def num_with_status(self, entry: Result, status: str) -> int:
         """How many hospitals had ``status`` in the round ``entry``."""
@@ -280,9 +293,10 @@ def _natural(name: str) -> list[tuple[bool, int, str]]:
     return [(part[0] > "9", int(part) if part.isdecimal() else 0, part) for part in parts]
 
 
-def _flattened(tree: Result, prefix: str = "") -> Iterator[tuple[str, object]]:
+def flattened(tree: Result, prefix: str = "") -> Iterator[tuple[str, object]]:
+    """A nested configuration as dotted names and values."""
     for name, value in tree.items():
         if isinstance(value, Mapping) and value:
-            yield from _flattened(value, f"{prefix}{name}.")
+            yield from flattened(value, f"{prefix}{name}.")
         else:
             yield f"{prefix}{name}", value

@@ -1,16 +1,42 @@
-"""Ray for one command alone, started while other things are read."""
+"""Ray for a command: its own, started while other things are read, or one that runs."""
 
 from __future__ import annotations
 
+import contextlib
 import logging
+import os
 import sys
 import threading
 from pathlib import Path
+from typing import Protocol
 
-from common.errors import RunFailed
+from common.errors import RunFailed, UsageError
+from simulations.child import QUIET
+from simulations.ray_here import address_here
 
 # Ray gives its processes 30 seconds to come up, which a busy machine may not manage.
 _RAY_ATTEMPTS = 5
+# Of the processes that stay on a Ray that runs.
+_NAMESPACE = "fedward"
+
+
+class Waits(Protocol):
+    """Ray, running or on its way."""
+
+    def wait(self) -> None:
+        """Return when Ray runs.
+
+        Raises:
+            RunFailed: if it could not be started.
+        """
+        ...
+
+
+class RunningRay:
+    """Ray that this process is connected to."""
+
+    def wait(self) -> None:
+        """There is nothing to wait for."""
 
 
 class RayStart:
@@ -60,3 +86,33 @@ class RayStart:
         self._done.wait()
         if self._error is not None:
             raise RunFailed(f"Ray did not start: {self._error}")
+
+
+def connect(address: str, empty: Path) -> None:
+    """Use the Ray at ``address``: host:port, or ``auto`` for what `fedward ray start` started.
+
+    Args:
+        address: of a Ray that runs.
+        empty: a folder without packages: Ray's processes import from where they are begun first.
+
+    Raises:
+        UsageError: if there is none.
+    """
+    import ray
+
+    os.environ.update(QUIET)
+    own = address_here()
+    try:
+        with contextlib.chdir(empty):
+            ray.init(
+                address=own if address == "auto" and own is not None else address,
+                namespace=_NAMESPACE,
+                logging_level=logging.ERROR,
+                log_to_driver=False,
+            )
+    except (ConnectionError, ValueError, RuntimeError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise UsageError(
+            f"simulation.ray_address={address}: no Ray there ({reason}); start one with fedward "
+            "ray start"
+        ) from error

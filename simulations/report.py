@@ -13,9 +13,9 @@ from jinja2 import Environment, FunctionLoader, StrictUndefined
 
 from common.errors import UsageError
 from common.files import write_atomically
-from simulations.chart import charts, interval_axis
+from simulations.chart import charts, interval_axis, reliability_chart
 from simulations.page import Page, Result
-from simulations.wording import decimals, plain, round_up, unbroken
+from simulations.wording import decimals, doubt, estimate, intervals, plain, round_up, unbroken
 
 SCHEMA = "fedward.result/1"
 
@@ -39,7 +39,11 @@ def render(result: Result) -> str:
     page = Page(result)
     template = pages().get_template("report.html.jinja")
     return template.render(
-        page=page, answer=answer(result), charts=charts(page), intervals=interval_axis(page)
+        page=page,
+        answer=answer(result),
+        charts=charts(page),
+        reliability=reliability_chart(page),
+        axis=interval_axis(page),
     )
 
 
@@ -56,6 +60,9 @@ def pages() -> Environment:
         "up": round_up,
         "plain": plain,
         "decimals": decimals,
+        "estimate": estimate,
+        "doubt": doubt,
+        "intervals": intervals,
         "unbroken": unbroken,
     }
     return environment

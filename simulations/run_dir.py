@@ -23,6 +23,11 @@ class RunDir:
         return self.path / "report.html"
 
     @property
+    def model_card(self) -> Path:
+        """What the final model is for, and what it is not."""
+        return self.path / "model_card.md"
+
+    @property
     def config(self) -> Path:
         """The resolved configuration."""
         return self.path / "config.yaml"

@@ -1,4 +1,4 @@
-"""The process that runs a simulation: Flower's ServerApp and ClientApps on Flower's Ray engine.
+"""The process that runs a simulation: the server's rounds, and hospitals in Ray actors.
 
 `simulations.simulate` starts it in the run's own empty folder, listens to the events that it
 writes as JSON lines, and outlives it; if the parent dies, this process ends itself, and Ray's
@@ -9,10 +9,8 @@ from __future__ import annotations
 
 import os
 import sys
-import threading
 import traceback
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import configs
@@ -20,7 +18,7 @@ from common.config import Config, Job
 from common.errors import RunFailed, UsageError
 from server.end_state import EndState
 from simulations.child import EXIT_FAILED, EXIT_USAGE, ChildSide
-from simulations.ray_start import RayStart
+from simulations.ray_start import RayStart, Waits
 from simulations.run_dir import RunDir
 
 if TYPE_CHECKING:
@@ -28,8 +26,6 @@ if TYPE_CHECKING:
     from simulations.sites import SimulatedSites
 
 Observe = Callable[[dict[str, Any]], None]
-
-_LINGER_SECONDS = 10.0
 
 
 def main(arguments: list[str]) -> int:
@@ -39,17 +35,31 @@ def main(arguments: list[str]) -> int:
         arguments: ``[RUN_DIR, EVENTS, RAY_DIR]``.
     """
     side = ChildSide(arguments)
-    run_dir = RunDir(path=side.folder)
+
+    def start_ray(num_cpus: int) -> Waits:
+        return RayStart(num_cpus, side.ray_dir)
+
+    return run(RunDir(path=side.folder), start_ray, side.tell)
+
+
+def run(run_dir: RunDir, start_ray: Callable[[int], Waits], tell: Observe) -> int:
+    """Run the simulation of ``run_dir`` and return the exit code.
+
+    Args:
+        run_dir: with its configuration.
+        start_ray: begins to start Ray with so many CPUs, where it does not run yet.
+        tell: told of everything that happens, in the end of a result or of why there is none.
+    """
     code = EXIT_FAILED
 
     def observe(event: dict[str, Any]) -> None:
         nonlocal code
         if event["event"] == "done":
             code = EndState(event["result"]["state"]).exit_code
-        side.tell(event)
+        tell(event)
 
     try:
-        _simulate(configs.read_yaml(run_dir.config), run_dir, side.ray_dir, observe)
+        _simulate(configs.read_yaml(run_dir.config), run_dir, start_ray, observe)
     except UsageError as error:
         observe({"event": "usage_error", "message": str(error)})
         return EXIT_USAGE
@@ -63,14 +73,16 @@ def main(arguments: list[str]) -> int:
     return code
 
 
-def _simulate(config: Config, run_dir: RunDir, ray_dir: Path, observe: Observe) -> None:
+def _simulate(
+    config: Config, run_dir: RunDir, start_ray: Callable[[int], Waits], observe: Observe
+) -> None:
     from server.mlflow_run import MlflowRun
     from server.tracking import Tracking
 
     run_id = run_dir.run_id.read_text().strip()
     mlflow = MlflowRun.begin(config.tracking, run_id=run_id, title=config.title)
     wanted = config.simulation.cpus_per_site * config.federation.num_sites
-    ray = RayStart(max(1, int(min(os.cpu_count() or 1, wanted))), ray_dir)
+    ray = start_ray(max(1, int(min(os.cpu_count() or 1, wanted))))
     with Tracking(run_dir.tracking, mlflow) as tracking:
 
         def both(event: dict[str, Any]) -> None:
@@ -80,16 +92,18 @@ def _simulate(config: Config, run_dir: RunDir, ray_dir: Path, observe: Observe) 
         _do_job(config, run_dir, ray, both)
 
 
-def _do_job(config: Config, run_dir: RunDir, ray: RayStart, observe: Observe) -> None:
+def _do_job(config: Config, run_dir: RunDir, ray: Waits, observe: Observe) -> None:
     observe({"event": "stage", "text": f"reading the study {config.data.name}"})
     from simulations.scene import Scene
     from simulations.sites import prepare
 
     def federate(starts: Sequence[Start], sites: SimulatedSites) -> list[Outcome]:
+        from simulations.hosts import train
+
         observe({"event": "stage", "text": "starting Ray"})
         ray.wait()
         observe({"event": "stage", "text": "opening the sites"})
-        return _run_flower(config, starts, sites)
+        return train(starts, sites)
 
     scene = Scene(
         config=config,
@@ -108,64 +122,7 @@ def _do_job(config: Config, run_dir: RunDir, ray: RayStart, observe: Observe) ->
         classify(scene)
 
 
-def _run_flower(config: Config, starts: Sequence[Start], sites: SimulatedSites) -> list[Outcome]:
-    """Flower's simulation engine, in this process, on the Ray that is running.
-
-    `flwr run` would start the same engine behind a SuperLink that it leaves running, in the
-    working directory of whoever started that first.
-    """
-    from flwr.simulation import run_simulation
-
-    from client.app import build as build_client
-    from server.app import build as build_server
-
-    outcomes: list[Outcome] = []
-    errors: list[BaseException] = []
-    over = threading.Event()
-
-    def finish(outcome: Outcome) -> None:
-        outcomes.append(outcome)
-        if len(outcomes) == len(starts):
-            over.set()
-
-    def fail(error: BaseException) -> None:
-        errors.append(error)
-        over.set()
-
-    def engine() -> None:
-        try:
-            run_simulation(
-                server_app=build_server(starts, finish, fail),
-                client_app=build_client(sites),
-                num_supernodes=config.federation.num_sites,
-                backend_config={"client_resources": _resources(config)},
-            )
-        except BaseException as error:
-            fail(error)
-        over.set()
-
-    thread = threading.Thread(target=engine, daemon=True)
-    thread.start()
-    over.wait()
-    # The engine waits for every site, also for one that hangs and was given up.
-    thread.join(_LINGER_SECONDS)
-    if errors:
-        raise errors[0]
-    if len(outcomes) < len(starts):
-        raise RunFailed("Flower's engine ended without an outcome; see log.txt")
-    return outcomes
-
-
-def _resources(config: Config) -> dict[str, Any]:
-    """Options of Ray for the processes of sites; one that dies is started again."""
-    return {
-        "num_cpus": config.simulation.cpus_per_site,
-        "num_gpus": config.simulation.gpus_per_site,
-        "max_restarts": -1,
-    }
-
-
 if __name__ == "__main__":
     _code = main(sys.argv[1:])
     sys.stdout.flush()
-    os._exit(_code)  # threads of the engine may wait for a site that hangs
+    os._exit(_code)  # a thread keeps Ray's processes

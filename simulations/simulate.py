@@ -12,11 +12,12 @@ import re
 import secrets
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 import configs
 from common.config import Config, Job, Mechanism
@@ -27,10 +28,17 @@ from simulations.anchor import anchor
 from simulations.child import EXIT_INTERRUPTED, EXIT_USAGE, run_child, stoppable
 from simulations.progress import Progress
 from simulations.run_dir import RunDir
+from simulations.warm import run_warm
+
+Listen = Callable[[dict[str, Any]], None]
 
 
-def simulate(config: Config) -> int:
+def simulate(config: Config, listen: Listen | None = None) -> int:
     """Run ``config`` to its end and return the exit code.
+
+    Args:
+        config: of the run, or the folder of one to go on with.
+        listen: told of everything that happens, before it is shown.
 
     Raises:
         UsageError: for bad input; nothing of a new run's folder is left then.
@@ -47,13 +55,23 @@ def simulate(config: Config) -> int:
         stoppable(),
         Progress(config, run_dir) as progress,
     ):
-        message, code = run_child(
-            "simulations.runner",
-            run_dir.path,
-            work=run_dir.work,
-            log=run_dir.log,
-            show=progress.show,
-        )
+
+        def show(event: dict[str, Any]) -> None:
+            if listen is not None:
+                listen(event)
+            progress.show(event)
+
+        address = config.simulation.ray_address
+        if address is not None:
+            message, code = run_warm(address, run_dir, show)
+        else:
+            message, code = run_child(
+                "simulations.runner",
+                run_dir.path,
+                work=run_dir.work,
+                log=run_dir.log,
+                show=show,
+            )
     if code == EXIT_USAGE:
         if is_new:
             shutil.rmtree(run_dir.path)

@@ -17,7 +17,7 @@ from client.data.split import Split, split_patients
 from client.data.study import Record, Study, build
 from client.synthesis.image_set import ImageSet
 from client.synthesis.source import Source
-from common.config import Config, Job
+from common.config import Config, Job, Trust
 from common.errors import LedgerError, UsageError
 from common.files import write_atomically
 from common.privacy.book import KEY_NAME, LedgerBook
@@ -31,12 +31,14 @@ from simulations.initial_weights import open_initial, prepare_initial
 from simulations.partition import partition
 from simulations.pool import open_pool, prepare_pool
 from simulations.run_dir import RunDir
+from simulations.secure_sites import secured
 
 if TYPE_CHECKING:
     from flwr.app import Context
 
     from client.classifier import SiteModel
     from client.local_model import LocalModel
+    from client.secure_aggregation.secure_site import SecureSite
     from client.site import Site, SiteSetup
     from client.synthesis.site_generator import SiteGenerator
 
@@ -94,17 +96,17 @@ def prepare(config: Config, run_dir: RunDir) -> Hospitals:
     sites: dict[str, int] = {}
     num_images = 0
     for name, records in sorted(shares.items()):
-        cohort = _load(study, records, config)
+        cohort = load(study, records, config)
         _save_cohort(cohort, name, run_dir, _cohort_key(config, run_dir, name, cohort))
         sites[name] = cohort.num_patients
         num_images += len(cohort.labels)
-    test = _held_out(_load(study, split.test, config), "test", run_dir)
+    test = _held_out(load(study, split.test, config), "test", run_dir)
     return Hospitals(
         study=study.name,
         task=study.task,
         sites=sites,
         num_train_images=num_images,
-        val=_held_out(_load(study, split.val, config), "val", run_dir),
+        val=_held_out(load(study, split.val, config), "val", run_dir),
         test=test,
         pool=prepare_pool(config, study.task, depth_of(test), run_dir),
         initial=prepare_initial(config, run_dir),
@@ -146,7 +148,7 @@ def dealt(
     return study, split, {names[site]: records for site, records in shares.items()}
 
 
-def _load(study: Study, records: tuple[Record, ...], config: Config) -> Cohort:
+def load(study: Study, records: tuple[Record, ...], config: Config) -> Cohort:
     """The decoded cohort, from the cache of the whole study if there is to be one."""
     data = config.data
     if data.cache_dir is None:
@@ -264,7 +266,7 @@ class SimulatedSites:
     names: tuple[str, ...]
     num_classes: int
 
-    def __call__(self, context: Context) -> Site:
+    def __call__(self, context: Context) -> Site | SecureSite:
         """The site of this node."""
         name = self.names[int(context.node_config["partition-id"])]
         key = (str(self.run_dir.path), name)
@@ -274,8 +276,16 @@ class SimulatedSites:
             from client.site import Site
 
             torch.set_num_threads(max(1, int(self.config.simulation.cpus_per_site)))
-            _open_sites[key] = Site(self.setup(name))
+            _open_sites[key] = self._open(Site(self.setup(name)), name)
         return _open_sites[key]
+
+    def _open(self, site: Site, name: str) -> Site | SecureSite:
+        federation = self.config.federation
+        if federation.trust is Trust.local:
+            return site
+        sites = tuple(federation.sites) or self.names
+        seed = self.config.seed
+        return secured(site, name, seed=seed, sites=sites, run_dir=self.run_dir)
 
     def setup(self, name: str) -> SiteSetup:
         """What the simulated hospital ``name`` owns."""
@@ -342,7 +352,7 @@ def _memory_bytes(config: Config) -> float | None:
     return None if limit is None else limit * 1e9
 
 
-_open_sites: dict[tuple[str, str], Site] = {}
+_open_sites: dict[tuple[str, str], Site | SecureSite] = {}
 
 
 def close_sites(run_dir: RunDir) -> None:

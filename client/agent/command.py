@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from client.provisioning import command as provisioning
 from common.errors import LedgerError, UsageError
 
 if TYPE_CHECKING:
@@ -24,12 +25,13 @@ if TYPE_CHECKING:
 app = typer.Typer(
     no_args_is_help=True,
     rich_markup_mode=None,
-    help="A hospital's agent: serve, policy, approvals, audit log, status.",
+    help="A hospital: init, enrol, doctor; its agent, gate, policy, approvals, log, status.",
 )
 policy_app = typer.Typer(
     no_args_is_help=True, rich_markup_mode=None, help="What the hospital allows."
 )
 app.add_typer(policy_app, name="policy")
+provisioning.register(app)
 
 ConfigFile = Annotated[Path, typer.Option("--config", help="The agent's file.")]
 AsJson = Annotated[bool, typer.Option("--json", help="JSON instead of lines.")]
@@ -233,15 +235,17 @@ def make_state(file: SiteFile) -> None:
     """The state's folder, for this user alone.
 
     Raises:
-        UsageError: It cannot be made, or other users may look into it.
+        UsageError: It cannot be made, other users may look into it, or it is another user's.
     """
     try:
         file.state.mkdir(parents=True, exist_ok=True, mode=0o700)
-        mode = file.state.stat().st_mode
+        found = file.state.stat()
     except OSError as error:
         raise UsageError(f"{file.state}: {error.strerror}") from error
-    if mode & 0o077:
+    if found.st_mode & 0o077:
         raise UsageError(f"{file.state}: other users may look into it; chmod 700")
+    if found.st_uid != os.getuid():  # root's files here would be out of the agent's reach
+        raise UsageError(f"{file.state}: belongs to the user {found.st_uid}; run this as that user")
 
 
 @contextmanager

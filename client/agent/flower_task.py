@@ -39,11 +39,11 @@ from flwr.supernode.runtime.run_clientapp import push_message, push_task_output
 from google.protobuf.message import DecodeError
 
 from common.messages import Reason
+from common.wire import UNAPPROVED_ERROR
 
 TOKEN_HEADER = TASK_TOKEN_HEADER
 NO_TASK = AcquireTaskResponse().SerializeToString()
 _ACQUIRE = "/flwr.proto.Runtime/AcquireTask"
-_UNAPPROVED = 901  # an error code of ours; Flower's own are below 100
 _MESSAGE_SECONDS = 20.0  # SuperExec gives up after 30
 
 
@@ -151,7 +151,7 @@ class Supernode:
             )
             message.metadata.__dict__["_message_id"] = tree.object_id  # as flwr-clientapp does
             reason = Reason.unapproved_code.value
-            error = Error(code=_UNAPPROVED, reason=reason)
+            error = Error(code=UNAPPROVED_ERROR, reason=reason)
             push_message(client, Message(error, reply_to=message), context)
             push_task_output(client, None, SubStatus.FAILED, reason)
         finally:

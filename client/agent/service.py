@@ -12,7 +12,7 @@ import struct
 import threading
 from pathlib import Path
 from types import FrameType
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import uvicorn
 from fastapi import FastAPI, Request, Response
@@ -20,10 +20,12 @@ from starlette.concurrency import run_in_threadpool
 from starlette.requests import ClientDisconnect
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from client.agent.agent import Agent, Answer
 from client.agent.schema import MEDIA_TYPE
 from common.errors import LedgerError, UsageError
 from common.messages import Reason
+
+if TYPE_CHECKING:
+    from client.agent.agent import Agent, Answer
 
 _log = logging.getLogger("fedward.agent")
 _BODY_SECONDS = 120.0
@@ -31,6 +33,16 @@ _MOST_CONNECTIONS = 16
 _POLICY_SECONDS = 1.0
 _SOCKET_MODE = 0o660  # the agent's user, and the group of who may ask
 BUNDLE_HEADER = "x-fedward-bundle"
+_MESSAGE = {"content": {MEDIA_TYPE: {"schema": {"type": "string", "format": "binary"}}}}
+_BODY = {"requestBody": {"required": True, **_MESSAGE}}
+_RESPONSES: dict[int | str, dict[str, Any]] = {
+    200: {"description": "what was asked for", **_MESSAGE},
+    400: {"description": "not a message of this schema", **_MESSAGE},
+    403: {"description": "refused; x-fedward-reason says why", **_MESSAGE},
+    408: {"description": "the body did not come", **_MESSAGE},
+    413: {"description": "the body is too large", **_MESSAGE},
+    500: {"description": "internal_error; nothing more is said", **_MESSAGE},
+}
 
 
 class _PeerProtocol(H11Protocol):
@@ -51,6 +63,8 @@ def _uid_of(transport: asyncio.Transport) -> int | None:
 
 def build(agent: Agent, *, most_bytes: int) -> FastAPI:
     """The agent as an application: ``POST /v1/describe``, ``POST /v1/train``."""
+    from client.agent.agent import Answer  # brings torch, which a gate does without
+
     app = FastAPI(openapi_url=None)
 
     async def answer(kind: str, request: Request) -> Response:
@@ -65,11 +79,11 @@ def build(agent: Agent, *, most_bytes: int) -> FastAPI:
         named = request.headers.get(BUNDLE_HEADER)
         return _response(await run_in_threadpool(agent.answer, kind, body, uid, named))
 
-    @app.post("/v1/describe")
+    @app.post("/v1/describe", openapi_extra=_BODY, responses=_RESPONSES)
     async def describe(request: Request) -> Response:
         return await answer("describe", request)
 
-    @app.post("/v1/train")
+    @app.post("/v1/train", openapi_extra=_BODY, responses=_RESPONSES)
     async def train(request: Request) -> Response:
         return await answer("train", request)
 

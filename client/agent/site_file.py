@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import pwd
 import re
 from dataclasses import dataclass
 from pathlib import Path
 
 import configs
 from client.agent import yaml_file
+from common import unix_user
 from common.config import Config, Job
 from common.errors import UsageError
 
@@ -30,8 +30,8 @@ class SiteFile:
             the model that the consortium agreed on.
         records_of: of a study whose records name hospitals, the one that is this site.
         threads: processor threads of training.
-        gate: Unix user of the gate; the agent then answers no other, and takes from it which
-            bundle asks.
+        gate: Unix user of the gate, by name or number; the agent then answers no other, and takes
+            from it which bundle asks.
         published: where the list of approvals is copied to, for the gate.
     """
 
@@ -65,8 +65,8 @@ class SiteFile:
         if self.gate is None:
             return None
         try:
-            return pwd.getpwnam(self.gate).pw_uid
-        except KeyError as error:
+            return unix_user.find(self.gate).uid
+        except UsageError as error:
             raise UsageError(f"gate={self.gate}: no such user on this machine") from error
 
     def config(self) -> Config:

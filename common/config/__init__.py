@@ -11,6 +11,7 @@ from common.config.federation import (
     LateReplies,
     PartitionConfig,
     PartitionKind,
+    Trust,
 )
 from common.config.model import FinetuneConfig, FinetuneMode, ModelConfig
 from common.config.privacy import (
@@ -86,6 +87,7 @@ __all__ = [
     "TaskKind",
     "TrackingConfig",
     "TrainingConfig",
+    "Trust",
     "Unit",
     "VolumeConfig",
     "Weighting",

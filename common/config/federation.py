@@ -8,6 +8,18 @@ from enum import Enum
 
 from common.config.check import require, require_positive
 from common.errors import UsageError
+from common.secure_aggregation.mechanism import Parties
+
+
+class Trust(Enum):
+    """Whom a hospital's noise must hold against.
+
+    ``local``: each update is private on its own. ``secure_aggregation``: only sums of updates are
+    seen, and the noise in a sum is shared out among the hospitals.
+    """
+
+    local = "local"
+    secure_aggregation = "secure_aggregation"
 
 
 class LateReplies(Enum):
@@ -31,6 +43,9 @@ class FederationConfig:
     broke off is asked again up to ``retries`` times, after ``retry_seconds``. With
     ``late_replies=use`` an update of the round before counts for a hospital that has none for
     this one. The model is looked at every ``evaluate_every`` rounds, and after the last.
+
+    With ``trust=secure_aggregation`` the noise of a sum suffices with up to ``max_dropouts``
+    hospitals missing from it and ``max_colluders`` telling the server all they know.
     """
 
     num_sites: int = 3
@@ -45,6 +60,18 @@ class FederationConfig:
     retry_seconds: float = 2.0
     late_replies: LateReplies = LateReplies.discard
     evaluate_every: int = 1
+    trust: Trust = Trust.local
+    max_dropouts: int = 0
+    max_colluders: int = 0
+
+    @property
+    def parties(self) -> Parties:
+        """Of a secure sum."""
+        return Parties(
+            num_sites=len(self.sites) or self.num_sites,
+            max_dropouts=self.max_dropouts,
+            max_colluders=self.max_colluders,
+        )
 
     def __post_init__(self) -> None:
         for name in ("num_sites", "rounds", "steps_per_round", "min_sites", "evaluate_every"):
@@ -70,6 +97,14 @@ class FederationConfig:
             self.min_sites,
             f"at most the {most} approved sites",
         )
+        for name in ("max_dropouts", "max_colluders"):
+            value = getattr(self, name)
+            require(value >= 0, f"federation.{name}", value, "must be at least 0")
+            plain = self.trust is Trust.local and value
+            require(not plain, f"federation.{name}", value, "is of trust=secure_aggregation")
+        if self.trust is Trust.secure_aggregation:
+            require(most >= 2, "federation.num_sites", most, "a secure sum needs 2 or more")
+            _ = self.parties  # raises where they cannot be
 
 
 class PartitionKind(Enum):

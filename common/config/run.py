@@ -7,11 +7,11 @@ from enum import Enum
 from pathlib import Path
 
 from common.config.check import require
-from common.config.federation import FederationConfig, LateReplies, PartitionConfig
-from common.config.model import FinetuneConfig, ModelConfig
+from common.config.federation import FederationConfig, LateReplies, PartitionConfig, Trust
+from common.config.model import FinetuneConfig, FinetuneMode, ModelConfig
 from common.config.privacy import ClippingKind, EngineName, PrivacyConfig
 from common.config.simulation import SimulationConfig
-from common.config.strategy import Personal, StrategyConfig, StrategyName
+from common.config.strategy import Personal, StrategyConfig, StrategyName, Weighting
 from common.config.study import DataConfig
 from common.config.synthesis import AugmentConfig, AugmentMode, GanConfig
 from common.config.tracking import TrackingConfig
@@ -52,6 +52,17 @@ class Config:
         require(self.seed >= 0, "seed", self.seed, "must be at least 0")
         self._check_engine()
         self._check_strategy()
+        if self.federation.trust is Trust.secure_aggregation:
+            self._check_secure()
+
+    @property
+    def learning_rate(self) -> float:
+        """Of the hospitals' optimiser."""
+        if self.training.learning_rate is not None:
+            return self.training.learning_rate
+        if self.training.optimizer == "sgd" and self.finetune.mode is FinetuneMode.head:
+            return 2.0 if self.privacy.private else 0.2
+        return 1e-3
 
     def _check_engine(self) -> None:
         """Opacus's engines are references: they do less than ours."""
@@ -72,6 +83,42 @@ class Config:
                     f"privacy.engine={engine.value}: does not do {what}; use "
                     "privacy.engine=bookkeeping"
                 )
+
+    def _check_secure(self) -> None:
+        """What a sum of one step's gradients can do: nobody sees an update of a single site."""
+        strategy, federation = self.strategy, self.federation
+        sums = {
+            StrategyName.fedavg,
+            StrategyName.fedavgm,
+            StrategyName.fedadam,
+            StrategyName.fedyogi,
+        }
+        beyond = {
+            f"strategy={strategy.name.value} (it needs each hospital's update; use fedavg, "
+            "fedavgm, fedadam or fedyogi)": strategy.name not in sums,
+            "strategy.weighting=equal (a sum weighs patients)": (
+                strategy.weighting is not Weighting.patients
+            ),
+            "strategy.site_dp (the server sees no hospital's update to bound)": (
+                strategy.site_dp.noise_multiplier is not None
+            ),
+            f"strategy.personal={strategy.personal.value}": strategy.personal is not Personal.none,
+            "strategy.local_steps_after": strategy.local_steps_after > 0,
+            f"federation.steps_per_round={federation.steps_per_round} (a sum holds one step; set "
+            "it to 1 and federation.rounds to the number of steps)": (
+                federation.steps_per_round != 1
+            ),
+            "federation.late_replies=use": federation.late_replies is LateReplies.use,
+            "privacy=none (there is no noise to share)": not self.privacy.private,
+            "training.optimizer (set it to sgd, and choose a strategy)": (
+                self.training.optimizer != "sgd"
+            ),
+            "synthetic images among the patients": self.augment.mode is AugmentMode.mix,
+            "training a generator": self.job is not Job.classify,
+        }
+        for what, asked in beyond.items():
+            if asked:
+                raise UsageError(f"federation.trust=secure_aggregation: does not do {what}")
 
     def _check_strategy(self) -> None:
         """What a strategy needs of the federation and of the local optimiser."""

@@ -12,6 +12,8 @@ from common.config.check import require, require_positive
 class SimulationConfig:
     """What each simulated hospital may use of this machine, and where its ledgers live.
 
+    With ``ray_address`` hospitals live on a Ray that runs already: ``auto``, or its host:port.
+
     With ``ledger_dir`` a hospital's ledgers are in ``ledger_dir/SITE`` and outlive the run, so that
     a later run on the same patients starts with what was spent; without it each run has its own.
     """
@@ -19,6 +21,7 @@ class SimulationConfig:
     cpus_per_site: float = 1.0
     gpus_per_site: float = 0.0
     ledger_dir: Path | None = None
+    ray_address: str | None = None
 
     def __post_init__(self) -> None:
         require_positive("simulation.cpus_per_site", self.cpus_per_site)

@@ -51,6 +51,8 @@ class AugmentationConfig:
 class TrainingConfig:
     """The local optimiser.
 
+    ``learning_rate`` is, if it is not set, 1e-3; but 2 for sgd on the head of a classifier, where
+    each patient's gradient is clipped, and 0.2 there without privacy, where gradients are whole.
     ``momentum`` is of sgd: 0.9 if it is not set, and 0 with strategy=scaffold, which takes no other
     value. ``physical_batch`` bounds the images held in memory at once; with ``memory_gb`` a site
     also keeps each step within that many GB. Each image enters a step as
@@ -58,7 +60,7 @@ class TrainingConfig:
     """
 
     optimizer: str = "adam"
-    learning_rate: float = 1e-3
+    learning_rate: float | None = None
     momentum: float | None = None
     physical_batch: int = 32
     memory_gb: float | None = None

@@ -22,6 +22,7 @@ from common.privacy.events import (
     GroupPoissonGaussianSteps,
     NonPrivateRelease,
     PoissonGaussianSteps,
+    SummedDiscreteGaussianSteps,
     merge,
     split,
 )
@@ -72,9 +73,9 @@ class Composition:
 
 
 def normalise(events: Iterable[Event]) -> Composition:
-    """The composition of ``events``."""
+    """The composition of ``events``; noise in whole numbers stands as its Gaussian bound."""
     infinite, squares, parts = False, list[float](), dict[Event, int]()
-    for event in merge(events):
+    for event in merge(map(_bound, events)):
         one, count = split(event)
         match one:
             case NonPrivateRelease():
@@ -91,9 +92,15 @@ def normalise(events: Iterable[Event]) -> Composition:
                 squares.append(count * (one.group_size / one.noise_multiplier) ** 2)
             case PoissonGaussianSteps() | GroupPoissonGaussianSteps():
                 parts[one] = parts.get(one, 0) + count
+            case SummedDiscreteGaussianSteps():
+                raise AssertionError("its Gaussian bound stands in its place")
     return Composition(
         infinite=infinite, mu_squared=math.fsum(squares), parts=frozenset(parts.items())
     )
+
+
+def _bound(event: Event) -> Event:
+    return event.gaussian() if isinstance(event, SummedDiscreteGaussianSteps) else event
 
 
 def _check_delta(delta: float) -> None:
@@ -218,7 +225,7 @@ def _rounded_up_in_cost(event: Event, digits: int) -> Event:
             return GroupPoissonGaussianSteps(
                 sampling_rate=rate, noise_multiplier=noise, steps=1, group_size=event.group_size
             )
-        case GaussianRelease() | NonPrivateRelease():
+        case GaussianRelease() | NonPrivateRelease() | SummedDiscreteGaussianSteps():
             return event
 
 
@@ -258,7 +265,7 @@ def _rdp_epsilon(composition: Composition, delta: float) -> float:
         match one:
             case PoissonGaussianSteps() | GroupPoissonGaussianSteps():
                 total = total + count * renyi.of_step(one)
-            case GaussianRelease() | NonPrivateRelease():
+            case GaussianRelease() | NonPrivateRelease() | SummedDiscreteGaussianSteps():
                 raise AssertionError("normal form holds sampled mechanisms only")
     if np.all(np.isinf(total)):
         return math.inf

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from common.config import Unit
 from common.privacy import accountants
-from common.privacy.events import Event
+from common.privacy.events import Event, alone
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -16,6 +16,8 @@ class Budget:
     """Epsilon cap at ``delta`` for everything ever released about one cohort.
 
     Every field is public. An epsilon of infinity means that spend is counted but never refused.
+    ``epsilon_alone`` caps the spend as it is if no other site can be trusted: where noise is shared
+    among sites (secure aggregation), with the site's own share alone.
 
     >>> Budget(epsilon=8.0, delta=1e-5).allows([])
     True
@@ -25,10 +27,13 @@ class Budget:
     delta: float
     accountant: str = "pld"
     unit: Unit = Unit.patient
+    epsilon_alone: float = math.inf
 
     def __post_init__(self) -> None:
         if math.isnan(self.epsilon) or self.epsilon <= 0:
             raise ValueError(f"epsilon={self.epsilon!r}: must be above 0 (infinity for no cap)")
+        if math.isnan(self.epsilon_alone) or self.epsilon_alone <= 0:
+            raise ValueError(f"epsilon_alone={self.epsilon_alone!r}: must be above 0")
         if not 0 < self.delta < 1:
             raise ValueError(f"delta={self.delta!r}: must lie between 0 and 1")
         accountants.build(self.accountant)
@@ -37,9 +42,15 @@ class Budget:
         """Epsilon of ``events`` by this budget's accountant at its delta."""
         return accountants.build(self.accountant).epsilon(events, self.delta)
 
+    def spent_alone(self, events: Sequence[Event]) -> float:
+        """The same if no other site can be trusted; equal where none of ``events`` needs one."""
+        return self.spent([alone(event) for event in events])
+
     def allows(self, events: Sequence[Event]) -> bool:
-        """Whether ``events`` together stay within the cap."""
-        return self.spent(events) <= self.epsilon
+        """Whether ``events`` together stay within both caps."""
+        if self.spent(events) > self.epsilon:
+            return False
+        return math.isinf(self.epsilon_alone) or self.spent_alone(events) <= self.epsilon_alone
 
     def would_exceed(self, spent: Sequence[Event], asked: Sequence[Event]) -> bool:
         """Whether doing ``asked`` after ``spent`` would pass the cap."""

@@ -13,6 +13,7 @@ from common.privacy.events import (
     GroupPoissonGaussianSteps,
     NonPrivateRelease,
     PoissonGaussianSteps,
+    SummedDiscreteGaussianSteps,
     merge,
     repeat,
     split,
@@ -174,6 +175,12 @@ def describe(events: Sequence[Event]) -> str:
                 words.append(
                     f"{event.steps} steps at rate {event.sampling_rate:.4g}, "
                     f"noise multiplier {event.noise_multiplier:.5g}"
+                )
+            case SummedDiscreteGaussianSteps():
+                bound = event.gaussian()
+                words.append(
+                    f"{event.steps} sums at rate {event.sampling_rate:.4g}, noise multiplier "
+                    f"{bound.noise_multiplier:.5g} of {event.num_shares} sites together"
                 )
             case GaussianRelease():
                 words.append(

@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeAlias, assert_never, cast
 
 from dp_accounting import dp_event  # pyright: ignore[reportMissingTypeStubs]
+
+from common.privacy import discrete
 
 
 def _require(condition: bool, name: str, value: object, bound: str) -> None:
@@ -148,8 +150,61 @@ def _binomial(k: int, n: int, p: float) -> float:
     return math.exp(log_choose + k * math.log(p) + (n - k) * math.log1p(-p))
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SummedDiscreteGaussianSteps:
+    """Steps of DP-SGD whose noise several sites add together, in whole numbers, to one sum.
+
+    Only the sum is seen: that is what secure aggregation is trusted for. Without that trust a
+    site's own share alone hides its patients: `alone`. The cost of rounding and of noise in whole
+    numbers is in `gaussian`; derivation in docs/secure-aggregation.md.
+
+    Attributes:
+        sampling_rate: Probability with which a unit joins a step, at every site.
+        clip: Whole numbers in one clipping norm.
+        num_weights: Entries of the sum.
+        share_std: Deviation of one site's discrete Gaussian noise, in whole numbers.
+        num_shares: Shares that are in every sum and that nobody but their sites knows.
+        steps: How many sums.
+    """
+
+    sampling_rate: float
+    clip: int
+    num_weights: int
+    share_std: int
+    num_shares: int
+    steps: int
+
+    def __post_init__(self) -> None:
+        _check_rate(self.sampling_rate)
+        for name in ("clip", "num_weights", "num_shares"):
+            _check_count(name, getattr(self, name), 1)
+        _check_count("share_std", self.share_std, discrete.LEAST_SHARE_STD)
+        _check_count("steps", self.steps, 0)
+
+    def gaussian(self) -> PoissonGaussianSteps:
+        """The steps with continuous noise of which these are a coarser view: an upper bound."""
+        return PoissonGaussianSteps(
+            sampling_rate=self.sampling_rate,
+            noise_multiplier=discrete.noise_multiplier(
+                clip=self.clip,
+                num_weights=self.num_weights,
+                share_std=self.share_std,
+                num_shares=self.num_shares,
+            ),
+            steps=self.steps,
+        )
+
+    def event(self) -> dp_event.DpEvent:
+        """The upper bound as an event of dp_accounting."""
+        return self.gaussian().event()
+
+
 Event: TypeAlias = (
-    PoissonGaussianSteps | GaussianRelease | NonPrivateRelease | GroupPoissonGaussianSteps
+    PoissonGaussianSteps
+    | GaussianRelease
+    | NonPrivateRelease
+    | GroupPoissonGaussianSteps
+    | SummedDiscreteGaussianSteps
 )
 
 _KINDS: dict[str, type[Event]] = {
@@ -157,6 +212,7 @@ _KINDS: dict[str, type[Event]] = {
     "gaussian_release": GaussianRelease,
     "non_private_release": NonPrivateRelease,
     "group_poisson_gaussian_steps": GroupPoissonGaussianSteps,
+    "summed_discrete_gaussian_steps": SummedDiscreteGaussianSteps,
 }
 
 
@@ -175,6 +231,8 @@ def dump(event: Event) -> dict[str, object]:
             kind = "non_private_release"
         case GroupPoissonGaussianSteps():
             kind = "group_poisson_gaussian_steps"
+        case SummedDiscreteGaussianSteps():
+            kind = "summed_discrete_gaussian_steps"
         case _:
             assert_never(event)
     return {"kind": kind, **{name: getattr(event, name) for name in event.__slots__}}
@@ -203,6 +261,8 @@ def patient_level(event: Event, images_per_patient: int) -> Event:
     GaussianRelease(noise_multiplier=2.0, count=2)
     """
     _check_count("images_per_patient", images_per_patient, 1)
+    if isinstance(event, SummedDiscreteGaussianSteps):
+        event = event.gaussian()
     match event:
         case NonPrivateRelease():
             return event
@@ -245,7 +305,7 @@ def split(event: Event) -> tuple[Event, int]:
             return event, 1
         case GaussianRelease():
             return GaussianRelease(noise_multiplier=event.noise_multiplier, count=1), event.count
-        case PoissonGaussianSteps() | GroupPoissonGaussianSteps():
+        case PoissonGaussianSteps() | GroupPoissonGaussianSteps() | SummedDiscreteGaussianSteps():
             return repeat(event, 1), event.steps
         case _:
             assert_never(event)
@@ -271,8 +331,29 @@ def repeat(event: Event, count: int) -> Event:
                 steps=count,
                 group_size=event.group_size,
             )
+        case SummedDiscreteGaussianSteps():
+            return replace(event, steps=count)
         case _:
             assert_never(event)
+
+
+def alone(event: Event) -> Event:
+    """What ``event`` costs if no other site can be trusted: with the site's own noise alone.
+
+    >>> steps = SummedDiscreteGaussianSteps(
+    ...     sampling_rate=0.1, clip=1024, num_weights=10, share_std=1024, num_shares=4, steps=1
+    ... )
+    >>> alone(steps).num_shares
+    1
+    """
+    if isinstance(event, SummedDiscreteGaussianSteps):
+        return replace(event, num_shares=1)
+    return event
+
+
+def rests_on_others(events: Iterable[Event]) -> bool:
+    """Whether the cost of any of ``events`` counts on the noise of other sites."""
+    return any(alone(event) != event for event in events)
 
 
 def within(done: Sequence[Event], reserved: Sequence[Event]) -> bool:

@@ -29,7 +29,7 @@ from common.privacy.chain import (
     make_row,
 )
 from common.privacy.cohort import fingerprint_of
-from common.privacy.events import Event, patient_level, within
+from common.privacy.events import Event, patient_level, rests_on_others, within
 from common.privacy.keys import SiteKey
 from common.privacy.statement import SpendStatement
 from common.privacy.store import SCHEMA_VERSION, Store, translated
@@ -321,6 +321,7 @@ class Ledger:
             length=length,
             head=row_hash,
             public_key=self._key.public_key,
+            epsilon_alone=budget.spent_alone(spent) if rests_on_others(spent) else None,
         )
         return statement.signed(self._key)
 
@@ -403,6 +404,13 @@ def _reservation(entry: Entry, *, fresh: bool) -> Reservation:
 
 def _refusal(budget: Budget, spent: Sequence[Event], asked: Sequence[Event]) -> str:
     before, after = budget.spent(spent), budget.spent([*spent, *asked])
+    if after <= budget.epsilon:  # the other cap is what refuses
+        return (
+            f"asked would raise epsilon without trust in other sites to "
+            f"{budget.spent_alone([*spent, *asked]):.4g}, past the cap of "
+            f"{budget.epsilon_alone:.4g} (epsilon_alone; delta {budget.delta:g}, unit "
+            f"{budget.unit.value}, accountant {budget.accountant})"
+        )
     steps = calibration.remaining_rounds(
         budget=budget, spent=spent, recipe=calibration.one_of_each(asked)
     )

@@ -28,6 +28,7 @@ from common.privacy.events import (
     GroupPoissonGaussianSteps,
     NonPrivateRelease,
     PoissonGaussianSteps,
+    SummedDiscreteGaussianSteps,
 )
 
 Direction: TypeAlias = Literal["remove", "add"]
@@ -196,8 +197,8 @@ def of_one(event: Event, direction: Direction, interval: float) -> LossDistribut
     Raises:
         GridTooLargeError: The grid would pass `MAX_GRID_POINTS`.
     """
-    if isinstance(event, NonPrivateRelease):
-        raise ValueError("a non-private release has no privacy loss distribution")
+    if isinstance(event, NonPrivateRelease | SummedDiscreteGaussianSteps):
+        raise ValueError("such an event has no privacy loss distribution of its own")
     # Half the squared ratio of sensitivity (at least 1) to noise is a loss that occurs.
     if 0.5 / event.noise_multiplier**2 / interval > MAX_GRID_POINTS:
         raise GridTooLargeError

@@ -24,6 +24,8 @@ class SpendStatement:
         epsilon_committed: The same over committed events only; this one can never fall.
         epsilon_patient: For image-level ledgers whose patients have several images, the
             patient-level bound; otherwise absent.
+        epsilon_alone: Where noise is shared among sites: ``epsilon`` if no other site can be
+            trusted. Absent in statements without such noise, which keep their old form.
         num_events: Events counted in ``epsilon``.
         length: Rows of the ledger; can never fall.
         head: Hash of the last row.
@@ -44,6 +46,7 @@ class SpendStatement:
     head: str
     public_key: str
     signature: str = ""
+    epsilon_alone: float | None = None
 
     @property
     def private(self) -> bool:
@@ -52,7 +55,9 @@ class SpendStatement:
 
     def to_dict(self) -> dict[str, object]:
         """JSON-ready fields; an infinite epsilon is null, beside ``private: false``."""
+        alone = {} if self.epsilon_alone is None else {"epsilon_alone": _alone(self.epsilon_alone)}
         return {
+            **alone,
             "cohort": self.cohort,
             "private": self.private,
             "epsilon": _finite(self.epsilon),
@@ -96,6 +101,7 @@ class SpendStatement:
                 head=_text(fields, "head"),
                 public_key=_text(fields, "public_key"),
                 signature=_text(fields, "signature"),
+                epsilon_alone=_read_alone(fields),
             )
         except (KeyError, TypeError, ValueError) as error:
             raise UsageError(f"spend statement: {type(error).__name__} {error}") from error
@@ -137,6 +143,10 @@ def check_statement(
         problems.append("public_key: not the key this site is known by")
     if statement.epsilon_committed > statement.epsilon * (1 + 1e-9):
         problems.append("epsilon: below what is committed")
+    if statement.epsilon_alone is not None and statement.epsilon_alone < statement.epsilon * (
+        1 - 1e-9
+    ):
+        problems.append("epsilon_alone: below what it is with the other sites' noise")
     if previous is None:
         return tuple(problems)
     if statement.cohort != previous.cohort:
@@ -154,6 +164,16 @@ def check_statement(
     if same_measure and statement.epsilon_committed < previous.epsilon_committed * (1 - 1e-9):
         problems.append("epsilon_committed: went back")
     return tuple(problems)
+
+
+def _alone(epsilon: float) -> dict[str, object]:
+    return {"epsilon": _finite(epsilon)}
+
+
+def _read_alone(fields: Mapping[str, object]) -> float | None:
+    if "epsilon_alone" not in fields:
+        return None
+    return _epsilon(cast("Mapping[str, object]", fields["epsilon_alone"])["epsilon"])
 
 
 def _finite(value: float) -> float | None:

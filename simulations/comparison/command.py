@@ -115,3 +115,4 @@ def _tell(folder: Folder) -> None:
         print(line)
     print(f"Comparison: {folder.result}")
     print(f"Table: {folder.table}")
+    print(f"Page: {folder.page}")

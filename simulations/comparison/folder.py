@@ -25,6 +25,11 @@ class Folder:
         return self.path / "comparison.json"
 
     @property
+    def page(self) -> Path:
+        """What came out, for people; figures and tables as files lie beside it."""
+        return self.path / "comparison.html"
+
+    @property
     def table(self) -> Path:
         """One row for each way of training, for a spreadsheet."""
         return self.path / "comparison.csv"

@@ -8,9 +8,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from common.errors import UsageError
-from simulations.comparison.folder import Folder
 from simulations.comparison.plan import Trial
 from simulations.predictions import Predictions
+from simulations.run_dir import RunDir
 
 _PRIVACY = ("unit", "delta", "accountant", "adjacency")
 
@@ -21,6 +21,7 @@ class Measured:
 
     Attributes:
         trial: what was run.
+        called: what a message names it; the trial's title if empty.
         result: content of its ``result.json``.
         predictions: what its model said of each test image.
     """
@@ -28,20 +29,26 @@ class Measured:
     trial: Trial
     result: dict[str, Any] = field(repr=False)
     predictions: Predictions = field(repr=False)
+    called: str = ""
 
     @classmethod
-    def read(cls, trial: Trial, folder: Folder) -> Measured:
+    def read(cls, trial: Trial, run_dir: RunDir, *, called: str = "") -> Measured:
         """From its folder.
 
         Raises:
             UsageError: if the files there are not those of a finished run.
         """
-        run_dir = folder.finished(trial.name)
-        try:
-            result = json.loads(run_dir.result.read_text())
-        except (OSError, ValueError) as error:
-            raise UsageError(f"{run_dir.result}: no result of a run ({error})") from error
-        return cls(trial=trial, result=result, predictions=Predictions.read(run_dir.predictions))
+        return cls(
+            trial=trial,
+            result=read_result(run_dir),
+            predictions=Predictions.read(run_dir.predictions),
+            called=called,
+        )
+
+    @property
+    def title(self) -> str:
+        """In words."""
+        return self.called or self.trial.title
 
     @property
     def steps(self) -> int:
@@ -59,6 +66,21 @@ class Measured:
         )
 
 
+def read_result(run_dir: RunDir) -> dict[str, Any]:
+    """The content of ``result.json``.
+
+    Raises:
+        UsageError: if there is none.
+    """
+    try:
+        result: object = json.loads(run_dir.result.read_text())
+    except (OSError, ValueError) as error:
+        raise UsageError(f"{run_dir.result}: no result of a run ({error})") from error
+    if not isinstance(result, dict):
+        raise UsageError(f"{run_dir.result}: no result of a run")
+    return result
+
+
 def check_comparable(found: Sequence[Measured]) -> None:
     """Refuse runs that were not tested on the same images, or mean another thing by epsilon.
 
@@ -74,13 +96,13 @@ def check_comparable(found: Sequence[Measured]) -> None:
             why = "another task"
         if why is not None:
             raise UsageError(
-                f"{first.trial.title!r} and {one.trial.title!r} were tested on different test sets "
+                f"{first.title!r} and {one.title!r} were tested on different test sets "
                 f"({why}); runs can be compared on the same test images only"
             )
         for name in _PRIVACY:
             a, b = first.result["privacy"][name], one.result["privacy"][name]
             if a != b:
                 raise UsageError(
-                    f"{first.trial.title!r} has {name} {a} and {one.trial.title!r} has {name} {b}; "
+                    f"{first.title!r} has {name} {a} and {one.title!r} has {name} {b}; "
                     "their epsilons mean different things and are not compared"
                 )

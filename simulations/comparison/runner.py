@@ -135,6 +135,7 @@ class _Comparison:
         return json.loads(path.read_text())["final"]["test"]["auroc"]
 
     def _compare(self, planned: Plan) -> int:
+        from simulations.comparison.page import write
         from simulations.comparison.summary import compare
         from simulations.comparison.tables import as_csv
 
@@ -143,6 +144,8 @@ class _Comparison:
         write_atomically(self._folder.table, as_csv(comparison))
         text = json.dumps(comparison, indent=1, allow_nan=False) + "\n"
         write_atomically(self._folder.result, text)
+        self._side.tell({"event": "stage", "text": "drawing the page"})
+        write(comparison, self._folder.path)
         self._side.tell({"event": "done"})
         return EXIT_FAILED if comparison["missing"] else 0
 

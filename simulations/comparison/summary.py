@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 import configs
@@ -20,6 +21,7 @@ from simulations.comparison.groups import group_figures
 from simulations.comparison.measured import Measured, check_comparable
 from simulations.comparison.plan import Cell, Plan, Trial
 from simulations.comparison.request import Request
+from simulations.comparison.sources import sources
 
 SCHEMA = "fedward.comparison/1"
 
@@ -39,28 +41,60 @@ def compare(
         UsageError: if trials differ in what must be equal; see `check_comparable`.
     """
     done = [one for one in plan.trials if folder.finished(one.name).result.is_file()]
-    found = [Measured.read(trial, folder) for trial in done]
+    found = [Measured.read(trial, folder.finished(trial.name)) for trial in done]
+    asked = {
+        "size": request.size.value,
+        "arms": [
+            {"name": arm.name, "kind": arm.kind.value, "overrides": list(arm.overrides)}
+            for arm in request.arms
+        ],
+        "augments": list(request.augments),
+        "epsilons": [_finite(epsilon) for epsilon in request.epsilons],
+        "seeds": list(request.seeds),
+        "overrides": list(request.overrides),
+    }
+    return {
+        **compared(found, plan, configs.to_dict(plan.config)),
+        "request": asked,
+        "trials": [
+            trial_facts(
+                trial,
+                folder=folder.finished(trial.name).path.relative_to(folder.path)
+                if trial in done
+                else None,
+                problem=problems.get(trial.name),
+            )
+            for trial in plan.trials
+        ],
+        "missing": [
+            {"trial": trial.title, "name": trial.name, "problem": problems.get(trial.name)}
+            for trial in plan.trials
+            if trial not in done
+        ],
+    }
+
+
+def compared(found: Sequence[Measured], plan: Plan, shared: Mapping[str, Any]) -> dict[str, Any]:
+    """Hold finished runs against each other: all of ``comparison.json`` that rests on results.
+
+    Args:
+        found: runs.
+        plan: the trials that they belong to, and the study.
+        shared: settings that are the same in all.
+
+    Raises:
+        UsageError: if runs differ in what must be equal; see `check_comparable`.
+    """
     check_comparable(found)
     seed = derive_seed(plan.config.seed, "comparison")
     cells = cells_of(found, plan.trials, seed=seed)
-    compared = differences(cells)
+    pairs = differences(cells)
     groups = {cell: group_figures(figures.runs) for cell, figures in cells.items()}
     return {
         "schema": SCHEMA,
         "created": datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z"),
         "program": of_this_program(),
         "title": plan.config.title,
-        "request": {
-            "size": request.size.value,
-            "arms": [
-                {"name": arm.name, "kind": arm.kind.value, "overrides": list(arm.overrides)}
-                for arm in request.arms
-            ],
-            "augments": list(request.augments),
-            "epsilons": [_finite(epsilon) for epsilon in request.epsilons],
-            "seeds": list(request.seeds),
-            "overrides": list(request.overrides),
-        },
         "study": {
             "name": plan.config.data.name,
             "public": plan.config.data.public,
@@ -69,9 +103,10 @@ def compare(
             "num_train_patients": sum(plan.survey.sites.values()),
             "num_train_images": plan.survey.num_images,
         },
-        "config": configs.to_dict(plan.config),
+        "config": dict(shared),
+        "versions": found[0].result["versions"] if found else {},
+        "sources": sources(found),
         "equal": equality(plan, found) if found else None,
-        "trials": [_trial(trial, folder, problems) for trial in plan.trials],
         "cells": [_cell(figures, groups[cell], plan) for cell, figures in cells.items()],
         "differences": [
             {
@@ -81,7 +116,7 @@ def compare(
                 "p_holm": one.p_holm,
                 "figures": {name.value: figure.to_dict() for name, figure in one.figures.items()},
             }
-            for one in compared
+            for one in pairs
         ],
         "checks": [
             {
@@ -92,14 +127,9 @@ def compare(
                 "ci95": None if one.ci95 is None else list(one.ci95),
                 "says": one.says,
             }
-            for one in findings(cells, compared)
+            for one in findings(cells, pairs)
         ],
         "correlations": _plain(correlations(cells, groups)),
-        "missing": [
-            {"trial": trial.title, "name": trial.name, "problem": problems.get(trial.name)}
-            for trial in plan.trials
-            if trial not in done
-        ],
     }
 
 
@@ -121,16 +151,16 @@ def _plain(value: Any) -> Any:
     return _finite(value) if isinstance(value, float) else value
 
 
-def _trial(trial: Trial, folder: Folder, problems: Mapping[str, str]) -> dict[str, Any]:
-    run_dir = folder.finished(trial.name)
+def trial_facts(trial: Trial, *, folder: Path | None, problem: str | None = None) -> dict[str, Any]:
+    """One of ``trials``: what was run, and where it lies, if it has a result."""
     return {
         **named(trial.cell),
         "kind": trial.kind.value,
         "seed": trial.seed,
         "site": trial.site,
         "name": trial.name,
-        "folder": str(run_dir.path.relative_to(folder.path)) if run_dir.result.is_file() else None,
-        "problem": problems.get(trial.name),
+        "folder": None if folder is None else str(folder),
+        "problem": problem,
     }
 
 

@@ -78,6 +78,8 @@ OUT_OF_BOUNDS: list[tuple[type[Any], str, str, tuple[Any, ...]]] = [
     (FederationConfig, "federation.", "retries", (-1,)),
     (FederationConfig, "federation.", "retry_seconds", (-1.0, math.inf, math.nan)),
     (FederationConfig, "federation.", "evaluate_every", (0,)),
+    (FederationConfig, "federation.", "max_dropouts", (-1, 1)),
+    (FederationConfig, "federation.", "max_colluders", (-1, 1)),
     (StrategyConfig, "strategy.", "server_learning_rate", NOT_POSITIVE),
     (StrategyConfig, "strategy.", "server_momentum", (-0.1, 1.0, math.nan)),
     (StrategyConfig, "strategy.", "beta_1", (-0.1, 1.0, math.nan)),

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from common.files import write_atomically
+from common.files import write_atomically, write_new
 
 
 @pytest.mark.parametrize("content", [b"\x00\xffbytes", "text: \u00e4", b""])
@@ -77,3 +77,18 @@ def test_a_folder_that_cannot_be_written_is_an_error(folder: str) -> None:
     with pytest.raises(OSError, match=r"No such file|Permission|Read-only|Operation not"):
         write_atomically(path, b"new")
     assert not path.exists()
+
+
+def test_a_new_file_is_never_written_over_an_old_one(tmp_path: Path) -> None:
+    path = tmp_path / "key"
+    write_new(path, b"first", mode=0o600)
+    with pytest.raises(FileExistsError):
+        write_new(path, b"second", mode=0o600)
+    assert path.read_bytes() == b"first"
+    assert path.stat().st_mode & 0o777 == 0o600
+    assert list(tmp_path.iterdir()) == [path]
+    link = tmp_path / "link"
+    link.symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(FileExistsError):
+        write_new(link, b"x")
+    assert not (tmp_path / "elsewhere").exists()

@@ -300,3 +300,21 @@ def test_a_strange_file_is_not_a_configuration(tmp_path: Path, text: str | None)
     with pytest.raises(UsageError) as caught:
         configs.read_yaml(path)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "rate"),
+    [
+        ([], 1e-3),
+        (["finetune=head"], 2.0),
+        (["finetune=head", "privacy=none"], 0.2),
+        (["finetune=head", "privacy=none", "training.learning_rate=2.0"], 2.0),
+        (["finetune=head", "training.learning_rate=0.5"], 0.5),
+        (["finetune=head", "training.optimizer=adam"], 1e-3),
+        (["finetune=lora", "training.optimizer=sgd"], 1e-3),
+    ],
+)
+def test_learning_rate_follows_the_optimiser_and_the_clipping(
+    overrides: list[str], rate: float
+) -> None:
+    assert configs.load([*overrides, "experiment=demo"]).learning_rate == rate

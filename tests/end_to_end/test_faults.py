@@ -403,7 +403,7 @@ def called(running: Any, text: str) -> list[psutil.Process]:
 def training(running: Any) -> psutil.Process:
     """A process of the run in which a hospital is at work just now."""
     for _ in range(20_000):
-        for process in called(running, "ClientAppActor.run"):
+        for process in called(running, "Host.answer"):
             return process
     pytest.fail("no hospital was ever at work")
 

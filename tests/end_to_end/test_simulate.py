@@ -31,8 +31,9 @@ def test_a_run_leaves_what_it_promises(first_run):
     assert test["auroc_ci95"][0] <= test["auroc"] <= test["auroc_ci95"][1]
     left = {path.name for path in first_run.run_dir.iterdir()}
     assert left == {
-        "checkpoints", "config.yaml", "ledger", "log.txt", "phantoms", "predictions.csv",
-        "report.html", "result.json", "run_id", "tensorboard", "weights.safetensors",
+        "checkpoints", "config.yaml", "ledger", "log.txt", "model_card.md", "phantoms",
+        "predictions.csv", "report.html", "result.json", "run_id", "tensorboard",
+        "weights.safetensors",
     }  # fmt: skip
     config = yaml.safe_load((first_run.run_dir / "config.yaml").read_text())
     assert config["privacy"]["epsilon"] == result["config"]["privacy"]["epsilon"] == 8.0

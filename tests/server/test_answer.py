@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from flwr.app import Array, ArrayRecord, Message, MetricRecord
+from flwr.app import Array, ArrayRecord, Error, Message, MetricRecord
 from flwr.server.superlink.linkstate.utils import create_message_error_unavailable_res_message
 
 from common import wire
@@ -48,6 +48,27 @@ def test_a_malformed_reply_is_failed_and_the_run_goes_on(town: Any, tmp_path: Pa
     outcome = town.Run(tmp_path, rounds=2).on(grid)
     assert town.column(outcome, "site-3", "status") == ["failed", "trained"]
     assert town.column(outcome, "site-3", "reason") == ["unreadable", None]
+
+
+def test_a_gate_that_takes_its_approval_back_is_a_refusal_and_asked_no_more(
+    town: Any, tmp_path: Path
+) -> None:
+    grid = town.network(*(town.Hospital(name=name) for name in town.NAMES))
+    honest, asked = grid.nodes[13], []
+
+    def gated(message: Message) -> Message | None:
+        asked.append(wire.read_request(message.content).round)
+        if asked[-1] == 1:
+            return honest(message)
+        error = Error(code=wire.UNAPPROVED_ERROR, reason=Reason.unapproved_code.value)
+        return Message(error, reply_to=message)
+
+    grid.nodes[13] = town.on_train(honest, gated)
+    outcome = town.Run(tmp_path, rounds=3).on(grid)
+    assert asked == [1, 2]
+    assert town.column(outcome, "site-3", "status") == ["trained", "refused", "refused"]
+    assert town.column(outcome, "site-3", "reason") == [None, *["unapproved_code"] * 2]
+    assert outcome.state is EndState.completed_with_missing_sites
 
 
 @pytest.mark.parametrize(

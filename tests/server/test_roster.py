@@ -6,8 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from flwr.app import Error, Message
 
+from common import wire
 from common.errors import RunFailed
+from common.messages import Reason
 from server.checkpoint import latest_checkpoint
 from server.rounds import EndState
 
@@ -52,6 +55,31 @@ def test_a_stranger_is_reported_once_and_never_asked_to_train(town: Any, tmp_pat
         town.network(*(town.Hospital(name=name) for name in town.NAMES))
     )
     assert town.digest(outcome.checkpoint.weights) == town.digest(fair.checkpoint.weights)
+
+
+def test_a_node_whose_gate_knows_no_approval_is_reported_and_joins_once_it_does(
+    town: Any, tmp_path: Path
+) -> None:
+    grid = town.network(*(town.Hospital(name=name) for name in town.NAMES))
+    honest, asked = grid.nodes[13], []
+
+    def gated(message: Message) -> Message | None:
+        asked.append(message.metadata.message_type)
+        if len(asked) > 2:
+            return honest(message)
+        error = Error(code=wire.UNAPPROVED_ERROR, reason=Reason.unapproved_code.value)
+        return Message(error, reply_to=message)
+
+    grid.nodes[13] = gated
+    task = town.Run(tmp_path, timeout_seconds=60)
+    assert task.on(grid).state is EndState.completed
+    assert [e for e in task.events if e["event"] == "stranger"] == [
+        {
+            "event": "stranger",
+            "site": "node 13",
+            "problem": "has not approved the code of this run",
+        }
+    ]
 
 
 def test_who_comes_later_under_a_sites_name_is_a_stranger(town: Any, tmp_path: Path) -> None:

@@ -71,6 +71,14 @@ def test_statements_of_a_growing_ledger_are_taken(ledger: Path) -> None:
     assert tracker.take(reply(said(ledger, 5), Status.refused), RECIPE) == ()
 
 
+def test_a_site_that_enrolled_signs_with_that_key_or_not_at_all(ledger: Path) -> None:
+    spend = said(ledger, 1)
+    stranger = SpendTracker([], {"site-1": "00" * 32})
+    assert stranger.take(reply(spend), RECIPE) == ("public_key: not the key this site is known by",)
+    known = SpendTracker([], {reply(spend).site: spend["public_key"], "site-9": "00" * 32})
+    assert known.take(reply(spend), RECIPE) == ()
+
+
 def test_only_a_reply_without_training_may_lack_a_statement() -> None:
     tracker = SpendTracker([])
     assert tracker.take(reply(None, Status.refused), RECIPE) == ()

@@ -17,10 +17,11 @@ from hypothesis import strategies as st
 from common.config import TaskKind
 from common.errors import UsageError
 from common.evaluation import evaluate
+from common.fairness import fairness
 from common.messages import Reason
 from common.scored import Scored
 from common.task import Task
-from simulations.chart import interval_axis
+from simulations.chart import interval_axis, reliability_chart
 from simulations.report import Page, answer, charts, render, round_up, write
 
 Result = dict[str, Any]
@@ -231,6 +232,29 @@ def measured(result: Result, kind: TaskKind, names: tuple[str, ...], *, grouped:
     return on_real_patients(result)
 
 
+def with_probabilities(result: Result) -> Result:
+    """The run on one finding, with a threshold, calibration and fairness; few old patients."""
+    rng = np.random.default_rng(7)
+    patients = np.repeat(np.arange(70), 3)
+    labels = (patients % 2).astype(np.int64)
+    scored = Scored(
+        task=Task(kind=TaskKind.binary, names=("pneumonia",)),
+        labels=labels,
+        scores=1 / (1 + np.exp(-labels[:, None] - rng.normal(size=(patients.size, 1)))),
+        patients=patients,
+        groups={
+            "sex": np.where(patients % 4 < 2, "F", "M"),
+            "age": np.where(patients < 62, "0-60", ">=60"),
+        },
+        thresholds=(0.6,),
+    )
+    result["final"]["test"] = evaluate(scored, seed=3).to_dict() | {
+        "fairness": {name: one.to_dict() for name, one in fairness(scored, seed=3).items()}
+    }
+    result["study"]["task"] = {"kind": "binary", "names": ["pneumonia"]}
+    return on_real_patients(result)
+
+
 def grouped_pneumonia(result: Result) -> Result:
     return measured(result, TaskKind.binary, ("pneumonia",), grouped=True)
 
@@ -267,6 +291,7 @@ VARIANTS: list[Callable[[Result], Result]] = [
     fourteen_findings_in_groups,
     three_classes,
     three_classes_in_groups,
+    with_probabilities,
 ]
 
 
@@ -481,6 +506,62 @@ def test_strict_reviewers_list_is_answered(result: Result) -> None:
     result["config"]["model"] |= {"weights": "dino.safetensors", "weights_public": "ImageNet only"}
     text = Outline(render(result)).text
     assert "dino.safetensors, which count as public because: “ImageNet only”" in text
+
+
+def test_threshold_calibration_and_fairness_are_shown(result: Result) -> None:
+    page = render(with_probabilities(result))
+    text = Outline(page).text
+    test = result["final"]["test"]
+    for name, words in (
+        ("sensitivity", "Sensitivity"),
+        ("specificity", "Specificity"),
+        ("f1", "F1"),
+        ("ece", "Calibration error (ECE)"),
+    ):
+        figure = test["figures"][name]
+        low, high = figure["ci95"]
+        assert f"{words} {figure['value']:.3f} {low:.3f} to {high:.3f}" in text
+    assert "chosen on the validation images (Youden\u2019s index)" in text
+    assert "a score from 0.6000 on is a yes" in text
+    low, high = test["figures"]["auprc"]["ci95"]
+    assert f"AUPRC, pneumonia {test['auprc_malignant']:.3f} {low:.3f} to {high:.3f}" in text
+    curve = test["labels"][0]["reliability"]
+    chart = reliability_chart(Page(result))
+    assert chart is not None
+    assert len(chart.lines[0].points) == len(curve) == 10
+    assert {low for _, low, _ in chart.bars} == {
+        point["observed"]["ci95"][0] for point in curve if point["observed"]["ci95"]
+    }
+    for column in ("sex", "age"):
+        chosen = test["fairness"][column]["labels"][0]
+        odds = chosen["gaps"]["equalised_odds"]
+        told = "too few patients to say"
+        if odds["value"] is not None:
+            told = f"{odds['value']:.3f} ({odds['ci95'][0]:.3f} to {odds['ci95'][1]:.3f})"
+        assert f"equalised odds {told}" in text
+        assert f"Errors and calibration by {column}" in text
+    assert test["fairness"]["age"]["labels"][0]["gaps"]["auroc"]["value"] is None
+    assert ">=60 too few patients to say" in text
+
+
+def test_a_run_without_a_threshold_has_no_such_panel(result: Result) -> None:
+    text = Outline(render(on_real_patients(result))).text
+    assert "Youden" not in text
+    assert "Calibration" not in text
+
+
+@pytest.mark.parametrize("dark", [False, True])
+@pytest.mark.parametrize("variant", [with_probabilities, fourteen_findings_in_groups])
+def test_axe_finds_nothing_serious(
+    axe: Callable[..., list[Result]],
+    result: Result,
+    variant: Callable[[Result], Result],
+    tmp_path: Path,
+    dark: bool,
+) -> None:
+    page = tmp_path / "report.html"
+    write(variant(result), page)
+    assert axe(page, dark=dark) == []
 
 
 @pytest.mark.parametrize("variant", VARIANTS)

@@ -155,7 +155,9 @@ def test_state_that_others_may_look_into_is_refused(fedward: Command, home: Any)
 
 def test_no_command_but_serve_needs_torch() -> None:
     code = (
-        "import sys\nfrom client.agent import command, status, approval, bundle, forwarder\n"
+        "import sys\n"
+        "from client.agent import command, status, approval, bundle, forwarder, gate_door\n"
+        "from client.provisioning import command, setup, doctor\n"
         "from client import app\nassert 'torch' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=120)

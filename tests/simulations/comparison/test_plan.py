@@ -111,8 +111,8 @@ def test_an_arm_of_the_users_differs_in_what_it_says(tmp_path: Path, tiny: tuple
     )
     plain, slow = found.trials
     assert slow.cell.arm == "slow"
-    assert slow.config.training.learning_rate == 1e-5
-    assert plain.config.training.learning_rate == 1e-3
+    assert slow.config.learning_rate == 1e-5
+    assert plain.config.learning_rate == 1e-3
     assert slow.config.privacy.mechanism is plain.config.privacy.mechanism is Mechanism.none
 
 

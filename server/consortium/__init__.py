@@ -1,0 +1,1 @@
+"""Founding a consortium: certificates, invitations, and what runs at the server."""

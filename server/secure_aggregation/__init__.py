@@ -1,0 +1,1 @@
+"""The server's part in sums of which it does not see the terms."""
