@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import socket
 import sys
 import threading
 from pathlib import Path
@@ -16,6 +17,7 @@ from simulations.ray_here import address_here
 
 # Ray gives its processes 30 seconds to come up, which a busy machine may not manage.
 _RAY_ATTEMPTS = 5
+_CONNECT_SECONDS = 5.0
 # Of the processes that stay on a Ray that runs.
 _NAMESPACE = "fedward"
 
@@ -102,7 +104,10 @@ def connect(address: str, empty: Path) -> None:
 
     os.environ.update(QUIET)
     own = address_here()
+    host, colon, port = address.rpartition(":")
     try:
+        if colon:  # Ray itself would try for minutes
+            socket.create_connection((host, int(port)), _CONNECT_SECONDS).close()
         with contextlib.chdir(empty):
             ray.init(
                 address=own if address == "auto" and own is not None else address,
@@ -110,7 +115,7 @@ def connect(address: str, empty: Path) -> None:
                 logging_level=logging.ERROR,
                 log_to_driver=False,
             )
-    except (ConnectionError, ValueError, RuntimeError) as error:
+    except (OSError, ValueError, RuntimeError) as error:
         reason = str(error).strip().splitlines()[0]
         raise UsageError(
             f"simulation.ray_address={address}: no Ray there ({reason}); start one with fedward "

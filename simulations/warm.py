@@ -12,7 +12,8 @@ from typing import IO, TYPE_CHECKING, Any
 
 import psutil
 
-from simulations.child import EXIT_FAILED, EXIT_INTERRUPTED, QUIET
+from common.errors import UsageError
+from simulations.child import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_USAGE, QUIET
 from simulations.code_version import code_version
 from simulations.ray_start import RunningRay, connect
 
@@ -99,14 +100,14 @@ def run_warm(
         address: ``auto`` or host:port.
         run_dir: with its configuration.
         show: told of each event.
-
-    Raises:
-        UsageError: if there is no Ray.
     """
     import ray
     from ray.exceptions import RayError
 
-    connect(address, run_dir.work)
+    try:
+        connect(address, run_dir.work)
+    except UsageError as error:
+        return str(error), EXIT_USAGE
     message, code, runner = "the simulation ended without a word", EXIT_FAILED, open_runner()
     try:
         for told in runner.run.options(num_returns="streaming").remote(run_dir, os.getpid()):

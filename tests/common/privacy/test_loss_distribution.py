@@ -71,5 +71,5 @@ def test_losses_too_large_for_memory_are_refused_before_they_are_made() -> None:
     event = PoissonGaussianSteps(sampling_rate=0.1, noise_multiplier=1e-5, steps=1)
     with pytest.raises(loss_distribution.GridTooLargeError):
         loss_distribution.compose([(event, 1)], "remove", 1e-3)
-    with pytest.raises(ValueError, match="non-private"):
+    with pytest.raises(ValueError, match="no privacy loss distribution"):
         loss_distribution.of_one(NonPrivateRelease(reason="raw"), "remove", 1e-3)
