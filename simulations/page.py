@@ -134,6 +134,19 @@ class Page:
         return (self.result.get("privacy") or {}).get("site_level")
 
     @property
+    def shared_noise(self) -> Result | None:
+        """What the trust in secure sums rests on; nothing where each hospital has its own noise."""
+        return self.privacy.get("secure_aggregation")
+
+    @property
+    def epsilon_alone(self) -> float | None:
+        """The largest of a hospital that can trust no other, where noise is shared."""
+        sites: Mapping[str, Result] = self.privacy["sites"] or {}
+        spent = [site.get("epsilon_alone", site["epsilon"]) for site in sites.values()]
+        known = [epsilon for epsilon in spent if epsilon is not None]
+        return max(known) if known and len(known) == len(spent) else None
+
+    @property
     def several(self) -> str | None:
         """What the AUROC is a mean over, such as "14 findings"; ``None`` if it is of one alone."""
         num_measured = len(self.names) - len(self.left_out)

@@ -170,6 +170,7 @@ class Progress:
         return (
             f"epsilon {privacy['epsilon_federation']:.3f} at delta {privacy['delta']:.1e}, "
             f"{privacy['unit']} level, {privacy['accountant'].upper()} accountant"
+            f"{_trust(privacy)}"
         )
 
     def _epsilon(self, name: str) -> str:
@@ -239,3 +240,12 @@ class Progress:
 def complain(message: str) -> None:
     """One line for bad input."""
     print(f"Error: {message}", file=sys.stderr)
+
+
+def _trust(privacy: dict[str, Any]) -> str:
+    """What holds where noise is shared and no other hospital can be trusted."""
+    if privacy.get("secure_aggregation") is None:
+        return ""
+    spent = [site.get("epsilon_alone", site["epsilon"]) for site in privacy["sites"].values()]
+    alone = "infinite" if None in spent else f"{max(spent):.3f}"
+    return f", under secure aggregation (epsilon {alone} if no other hospital can be trusted)"

@@ -125,7 +125,21 @@ def _privacy(page: Page) -> str:
         f"{page.accountant} accountant"
     )
     scope = "" if page.test is not None else " in what was released until then"
-    return (
+    sentence = (
         f"Each hospital's {page.persons} are protected at epsilon ≤ {round_up(page.epsilon)} "
-        f"({terms}){scope}."
+        f"({terms}){scope}"
+    )
+    return f"{sentence}{_trust(page)}."
+
+
+def _trust(page: Page) -> str:
+    """What the figure rests on beside the hospital itself, and what holds without it."""
+    shared = page.shared_noise
+    if shared is None:
+        return ""
+    alone = page.epsilon_alone
+    figure = "without any bound" if alone is None else f"at epsilon ≤ {round_up(alone)}"
+    return (
+        f", provided that at most {shared['max_colluders']} of {shared['num_sites']} hospitals "
+        f"collude with the server; if no other hospital can be trusted, {figure}"
     )

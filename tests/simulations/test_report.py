@@ -30,6 +30,31 @@ Browser = Callable[[Path], Any]
 NUM_ROUNDS = 8
 
 
+def with_shared_noise(result: Result) -> Result:
+    parties = {"num_sites": 3, "max_dropouts": 0, "max_colluders": 1}
+    more = {"trust": "secure_aggregation", "secure_aggregation": parties}
+    sites = {
+        name: {**site, "epsilon_alone": 21.0 + number}
+        for number, (name, site) in enumerate(result["privacy"]["sites"].items())
+    }
+    return {**result, "privacy": {**result["privacy"], **more, "sites": sites}}
+
+
+def test_shared_noise_is_shown_with_the_trust_that_it_rests_on(result: Result) -> None:
+    own = "does not rest on trusting them"
+    assert own in render(result)
+    assert "collude" not in answer(result)
+    shared = with_shared_noise(result)
+    alone = 20.0 + len(shared["privacy"]["sites"])
+    assert "provided that at most 1 of 3 hospitals collude with the server" in answer(shared)
+    assert f"if no other hospital can be trusted, at epsilon ≤ {alone:g}" in answer(shared)
+    page = render(shared)
+    assert own not in page
+    assert "The same, if no other hospital can be trusted" in page
+    next(iter(shared["privacy"]["sites"].values()))["epsilon_alone"] = None
+    assert "if no other hospital can be trusted, without any bound" in answer(shared)
+
+
 @pytest.fixture
 def result() -> Result:
     """A finished private run on phantoms with three hospitals, as `result.json` holds it."""
