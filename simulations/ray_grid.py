@@ -8,6 +8,7 @@ sends is put into Ray's object store once.
 from __future__ import annotations
 
 import sys
+import uuid
 from collections import deque
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -36,23 +37,38 @@ class Host:
 
         del torch, client
         be_somebody()
+        self._attempts: dict[str, str] = {}
 
     def ready(self) -> bool:
         """Answered when everything is imported."""
         return True
 
     def answer(
-        self, sites: SimulatedSites, content: RecordDict, kind: str, node: int, number: str
+        self, attempt: str, sites: SimulatedSites, content: RecordDict, about: tuple[str, int, str]
     ) -> Message:
-        """What the hospital of ``node`` says to a message with this content."""
+        """What a hospital says to a message.
+
+        Args:
+            attempt: names the grid that asks. Another one in the same folder, after a kill, may be
+                another run altogether: nothing that is open is taken over.
+            sites: of the run.
+            content: of the message.
+            about: its kind, the hospital's node, its number.
+        """
         from client.app import build
 
+        folder = str(sites.run_dir.path)
+        if self._attempts.get(folder) != attempt:
+            self.close(sites.run_dir)
+            self._attempts[folder] = attempt
+        kind, node, number = about
         message = wire.message(content, node=node, kind=kind)
         set_number(message, number)
         return build(sites)(message, context_of(node))
 
     def close(self, run_dir: RunDir) -> None:
         """Forget the hospitals of a run."""
+        self._attempts.pop(str(run_dir.path), None)
         close_sites(run_dir)
 
 
@@ -88,6 +104,7 @@ class RayGrid(LocalGrid):
     def __init__(self, hosts: Sequence[Any], sites: SimulatedSites) -> None:
         super().__init__(len(sites.names))
         self._hosts = hosts
+        self._attempt = uuid.uuid4().hex
         self._sites = ray.put(sites)
         self._run_dir = sites.run_dir
         self._free = list(range(len(hosts)))
@@ -126,12 +143,9 @@ class RayGrid(LocalGrid):
                 self._free.remove(host)
                 self._waiting.remove(question)
                 self._home[question.node] = host
+                about = (question.message.metadata.message_type, question.node, question.number)
                 task = self._hosts[host].answer.remote(
-                    self._sites,
-                    question.content,
-                    question.message.metadata.message_type,
-                    question.node,
-                    question.number,
+                    self._attempt, self._sites, question.content, about
                 )
                 self._out[task] = (question, host)
 

@@ -17,14 +17,36 @@ _END_SECONDS = 10.0
 
 
 def folder() -> Path:
-    """Where this user's Ray keeps its sockets and its address; Ray wants a short path."""
+    """This user's alone; Ray opens its own folder inside to everybody. Ray wants a short path."""
     return Path(tempfile.gettempdir()) / f"fedward-ray-{os.getuid()}"
 
 
+def _ray_dir() -> Path:
+    """Where Ray keeps its sockets and its address."""
+    return folder() / "ray"
+
+
+def _address() -> Path:
+    return _ray_dir() / "ray_current_cluster"
+
+
 def address_here() -> str | None:
-    """Of the Ray that `start` started, if it still runs."""
-    path = folder() / "ray_current_cluster"
-    return path.read_text().strip() if path.is_file() and processes() else None
+    """Of the Ray that `start` started, if it still runs.
+
+    Raises:
+        UsageError: if somebody else could have written it: whoever connects runs their code.
+    """
+    if folder().exists():
+        _check_own()
+    return _address().read_text().strip() if _address().is_file() and processes() else None
+
+
+def _check_own() -> None:
+    stat = folder().lstat()
+    if not folder().is_dir() or folder().is_symlink() or stat.st_uid != os.getuid():
+        raise UsageError(f"{folder()}: not a folder of this user; remove it")
+    if stat.st_mode & 0o022:
+        raise UsageError(f"{folder()}: others may write there; remove it")
 
 
 def start(*, num_cpus: int, num_gpus: int) -> str:
@@ -38,10 +60,11 @@ def start(*, num_cpus: int, num_gpus: int) -> str:
     if running is not None:
         raise UsageError(f"Ray runs already at {running}; fedward ray stop ends it")
     folder().mkdir(mode=0o700, exist_ok=True)
+    _check_own()
     command = [
         *(sys.executable, "-P", "-m", "ray.scripts.scripts", "start", "--head", "--port=0"),
         *("--include-dashboard=false", "--disable-usage-stats"),
-        *(f"--num-cpus={num_cpus}", f"--num-gpus={num_gpus}", f"--temp-dir={folder()}"),
+        *(f"--num-cpus={num_cpus}", f"--num-gpus={num_gpus}", f"--temp-dir={_ray_dir()}"),
     ]
     done = subprocess.run(
         command,
@@ -67,7 +90,7 @@ def stop() -> int:
     for process in left:
         process.kill()
     psutil.wait_procs(left, timeout=_END_SECONDS)
-    (folder() / "ray_current_cluster").unlink(missing_ok=True)
+    _address().unlink(missing_ok=True)
     return len(found)
 
 
@@ -76,7 +99,9 @@ def processes() -> list[psutil.Process]:
     mark, found = str(folder()), dict[int, psutil.Process]()
     for process in psutil.process_iter():
         try:
-            if any(mark in word for word in process.cmdline()):
+            words = process.cmdline()
+            ours = process.uids().real == os.getuid() and any("/ray/" in w for w in words)
+            if ours and any(mark in word for word in words):
                 found |= {p.pid: p for p in (process, *process.children(recursive=True))}
         except (psutil.NoSuchProcess, psutil.AccessDenied):
             continue

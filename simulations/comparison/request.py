@@ -29,6 +29,7 @@ _INSTEAD = {
     "resume": "the same command again",
     "job": "fedward synthesize for generators",
     "federation.sites": "arms=local",
+    "simulation.ray_address": "nothing: its processes are warm and of its own",
     "privacy.site_budgets": "privacy.budget, the same for every hospital",
 }
 

@@ -17,9 +17,10 @@ from common import wire
 from common.config import SimulationConfig
 from common.errors import RunFailed
 from common.messages import SiteDescription, TrainReply, TrainRequest
+from simulations import sites as sites_module
 from simulations.child import QUIET
 from simulations.hosts import open_hosts
-from simulations.ray_grid import RayGrid
+from simulations.ray_grid import Host, RayGrid
 from simulations.run_dir import RunDir
 
 pytestmark = [
@@ -183,3 +184,19 @@ def test_content_of_a_round_is_stored_once(grid: RayGrid, monkeypatch: pytest.Mo
     monkeypatch.setattr(ray, "put", count)
     replies(grid, describe(1, 2, 3, 4, 5))
     assert len(stored) == 1
+
+
+def test_another_run_in_the_same_folder_takes_nothing_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As after a kill: a warm process must not go on with the old run's patients and budget."""
+    run_dir = RunDir(path=tmp_path)
+    monkeypatch.setattr(sites_module, "_open_sites", {})
+    sites: Any = Hospitals(names=("hospital-0",), run_dir=run_dir)
+    host = Host()
+    about = (wire.DESCRIBE, 1, "message-1")
+    for attempt, kept in (("first", False), ("first", True), ("second", False)):
+        host.answer(attempt, sites, wire.describe_content(), about)
+        key = (str(tmp_path), "hospital-0")
+        assert (key in sites_module._open_sites) is kept
+        sites_module._open_sites[key] = Any
