@@ -39,11 +39,18 @@ _BY_GROUP = {
 }
 
 
-def render(result: Result) -> str:
+_REFUTED = (
+    "**Refuted.** An audit of this model found more than its epsilon allows. The epsilon does not "
+    "hold, whatever this card says of privacy."
+)
+
+
+def render(result: Result, *, refuted: bool = False) -> str:
     """The card of a run that left a model, as Markdown.
 
     Args:
         result: the content of ``result.json``; its ``final`` must not be ``None``.
+        refuted: whether an audit found that a claimed epsilon does not hold.
 
     Raises:
         ValueError: the run left no model.
@@ -52,17 +59,20 @@ def render(result: Result) -> str:
     if page.test is None:
         raise ValueError("result: a run without a final model has no card")
     parts = (_head, _use, _data, _privacy, _figures, _groups, _origin, _caveats)
-    return "\n".join(line for part in parts for line in (*part(page), ""))
+    lines = [line for part in parts for line in (*part(page), "")]
+    if refuted:
+        lines[2:2] = [_REFUTED, ""]
+    return "\n".join(lines)
 
 
-def write(result: Result, path: Path) -> None:
+def write(result: Result, path: Path, *, refuted: bool = False) -> None:
     """Write the card to ``path``, whole or not at all.
 
     Raises:
         ValueError: as `render`.
         OSError: the folder cannot be written.
     """
-    write_atomically(path, render(result))
+    write_atomically(path, render(result, refuted=refuted))
 
 
 def _head(page: Page) -> Iterator[str]:
@@ -367,10 +377,7 @@ def _caveats(page: Page) -> Iterator[str]:
         f"- Test and validation {page.persons} have no guarantee: every figure and threshold here "
         "tells something about them."
     )
-    yield (
-        "- Tuning is not charged: if settings were chosen by looking at other runs on the same "
-        f"{page.persons}, those runs cost privacy too."
-    )
+    yield f"- {_tuning(page)}"
     yield (
         "- This is a simulation and its seeds are known. Epsilon speaks of the algorithm with "
         "fresh, secret noise."
@@ -387,6 +394,23 @@ def _caveats(page: Page) -> Iterator[str]:
         names = ", ".join(_safe(one.name) for one in page.incomplete)
         yield f"- Not every hospital trained in every round: {names}."
     yield "- The whole account, with what is not covered, stands in `report.html`."
+
+
+def _tuning(page: Page) -> str:
+    match page.tuned_on:
+        case "private":
+            return (
+                "**Tuned on private data, and not charged**: runs on the same "
+                f"{page.persons} chose these settings. They cost privacy too, and no epsilon here "
+                "holds that."
+            )
+        case "public":
+            return "Settings were chosen on public data, as the configuration states."
+        case _:
+            return (
+                "Tuning is not charged: if settings were chosen by looking at other runs on the "
+                f"same {page.persons}, those runs cost privacy too."
+            )
 
 
 def _table(heads: Sequence[str], rows: Sequence[Sequence[Any]]) -> Iterator[str]:

@@ -31,6 +31,10 @@ _REASONS = {
     "unapproved_model": "its own rules do not allow this model",
     "unapproved_generator": "its own rules do not allow a generator to be trained",
     "unapproved_code": "it has not approved the code that asked",
+    "unapproved_trust": "its own rules do not allow its noise to be shared so, or not to be shared",
+    "weak_trust": "its own rules ask for more hospitals, or for more that may collude",
+    "no_roster": "it has no roster of the hospitals' keys",
+    "another_roster": "its roster of the hospitals' keys is another",
     "model_mismatch": "its model is another, or private training does not cover it",
     "ledger_unavailable": "its ledger could not be written or trusted",
     "internal_error": "its work broke off",
@@ -74,6 +78,7 @@ class SiteRow:
     num_patients: int | None
     status: str
     rounds_trained: int
+    rounds_asked: int
     epsilon: float | None
     epsilon_rdp: float | None
     epsilon_budget: float | None
@@ -114,7 +119,11 @@ class Page:
         self.person, self.persons = (
             ("phantom", "phantoms") if self.phantom else ("patient", "patients")
         )
-        self.sites = _sites(self.rounds, self.privacy["sites"] or {})
+        federation: Result = self.config.get("federation") or {}
+        self.samples_sites = federation.get("sites_per_round") is not None
+        self.sites = _sites(
+            self.rounds, self.privacy["sites"] or {}, all_asked=not self.samples_sites
+        )
 
     def interval(self, name: str) -> str:
         """The 95 % interval of a figure of the final test, as text."""
@@ -236,12 +245,12 @@ class Page:
     @property
     def incomplete(self) -> list[SiteRow]:
         """Hospitals that missed a round."""
-        return [site for site in self.sites if site.rounds_trained < len(self.rounds)]
+        return [site for site in self.sites if site.rounds_trained < site.rounds_asked]
 
     @property
     def num_in_last_round(self) -> int:
         """How many hospitals trained in the last round."""
-        return sum(site.status == "trained" for site in self.sites)
+        return self.num_with_status(self.rounds[-1], "trained") if self.rounds else 0
 
     @property
     def epsilon_rdp(self) -> float | None:
@@ -267,6 +276,11 @@ class Page:
         """The resolved configuration, one dotted name per line."""
         return [(name, plain(value)) for name, value in flattened(self.config)]
 
+    @property
+    def tuned_on(self) -> str | None:
+        """Whose data chose the settings, as the configuration says: ``public``, ``private``."""
+        return (self.config.get("privacy") or {}).get("tuned_on")
+
     def num_with_status(self, entry: Result, status: str) -> int:
         """How many hospitals had ``status`` in the round ``entry``."""
         return sum(site.get("status") == status for site in (entry.get("sites") or {}).values())
@@ -277,19 +291,28 @@ class Page:
         return max((value for value in spent if value is not None), default=None)
 
 
-def _sites(rounds: Sequence[Result], spending: Result) -> tuple[SiteRow, ...]:
-    """Every hospital that a round or the ledger names, hospital-2 before hospital-10."""
+def _sites(
+    rounds: Sequence[Result], spending: Result, *, all_asked: bool = True
+) -> tuple[SiteRow, ...]:
+    """Every hospital that a round or the ledger names, hospital-2 before hospital-10.
+
+    A round names those that it asked; where it asked all, one that it does not name was absent.
+    """
     names = {*spending, *(name for entry in rounds for name in entry.get("sites") or {})}
 
     def row(name: str) -> SiteRow:
         history: list[Result] = [(entry.get("sites") or {}).get(name) or {} for entry in rounds]
+        if not all_asked:
+            history = [past for past in history if past]
         reasons = [past["reason"] for past in history if past.get("reason")]
         spent: Result = spending.get(name) or {}
         return SiteRow(
             name=name,
             num_patients=spent.get("num_patients"),
-            status=(history[-1].get("status") if history else None) or "absent",
+            status=(history[-1].get("status") if history else None)
+            or ("absent" if all_asked else "not asked"),
             rounds_trained=sum(past.get("status") == "trained" for past in history),
+            rounds_asked=len(history),
             epsilon=spent.get("epsilon"),
             epsilon_rdp=spent.get("epsilon_rdp"),
             epsilon_budget=spent.get("epsilon_budget"),

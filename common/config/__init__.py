@@ -20,10 +20,11 @@ from common.config.privacy import (
     EngineName,
     Mechanism,
     PrivacyConfig,
+    TunedOn,
     Unit,
 )
 from common.config.run import Config, Job
-from common.config.simulation import SimulationConfig
+from common.config.simulation import ClientResources, SimulationConfig
 from common.config.strategy import (
     Personal,
     SiteDpConfig,
@@ -56,6 +57,7 @@ __all__ = [
     "AugmentConfig",
     "AugmentMode",
     "AugmentationConfig",
+    "ClientResources",
     "ClippingKind",
     "ColumnsConfig",
     "Config",
@@ -88,6 +90,7 @@ __all__ = [
     "TrackingConfig",
     "TrainingConfig",
     "Trust",
+    "TunedOn",
     "Unit",
     "VolumeConfig",
     "Weighting",

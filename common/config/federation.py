@@ -44,6 +44,10 @@ class FederationConfig:
     ``late_replies=use`` an update of the round before counts for a hospital that has none for
     this one. The model is looked at every ``evaluate_every`` rounds, and after the last.
 
+    With ``sites_per_round`` each round asks so many of the hospitals, drawn anew from the run's
+    seed; ``min_patient_share`` of a round is then of the patients of those that were drawn. It
+    saves work and nothing else: each round that a hospital trains in is charged in full.
+
     With ``trust=secure_aggregation`` the noise of a sum suffices with up to ``max_dropouts``
     hospitals missing from it and ``max_colluders`` telling the server all they know.
     """
@@ -52,6 +56,7 @@ class FederationConfig:
     sites: list[str] = field(default_factory=list[str])
     rounds: int = 8
     steps_per_round: int = 5
+    sites_per_round: int | None = None
     min_sites: int = 1
     min_patient_share: float = 0.0
     wait_seconds: float = 600.0
@@ -96,6 +101,13 @@ class FederationConfig:
             "federation.min_sites",
             self.min_sites,
             f"at most the {most} approved sites",
+        )
+        asked = most if self.sites_per_round is None else self.sites_per_round
+        require(
+            self.min_sites <= asked <= most,
+            "federation.sites_per_round",
+            asked,
+            f"from federation.min_sites={self.min_sites} to the {most} approved sites",
         )
         for name in ("max_dropouts", "max_colluders"):
             value = getattr(self, name)

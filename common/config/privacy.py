@@ -41,6 +41,13 @@ class ClippingKind(Enum):
     per_layer = "per_layer"
 
 
+class TunedOn(Enum):
+    """Whose data chose the settings of a run, beside the ones it trains on."""
+
+    public = "public"
+    private = "private"
+
+
 class AccountantName(Enum):
     """Which accountant turns events into epsilon."""
 
@@ -57,6 +64,9 @@ class PrivacyConfig:
     ``budget`` is each site's own cap, ``site_budgets`` that of single
     sites (``hospital-1:2.5``); ``budget=inf`` is none. Without
     either the cap is the target; with fixed noise there is no cap then.
+
+    ``tuned_on`` says on whose data these settings were chosen: unset is on nobody's; ``private``
+    marks the run, since what the choice cost its patients is in no ledger of it.
     """
 
     mechanism: Mechanism = Mechanism.dp_sgd
@@ -72,6 +82,7 @@ class PrivacyConfig:
     clipping: ClippingKind = ClippingKind.flat
     images_per_patient: int = 4
     engine: EngineName = EngineName.bookkeeping
+    tuned_on: TunedOn | None = None
 
     def __post_init__(self) -> None:
         for name in ("epsilon", "noise_multiplier", "max_grad_norm"):

@@ -109,6 +109,8 @@ class Config:
                 federation.steps_per_round != 1
             ),
             "federation.late_replies=use": federation.late_replies is LateReplies.use,
+            f"federation.sites_per_round={federation.sites_per_round} (the noise of a sum is "
+            "shared among all hospitals)": federation.sites_per_round is not None,
             "privacy=none (there is no noise to share)": not self.privacy.private,
             "training.optimizer (set it to sgd, and choose a strategy)": (
                 self.training.optimizer != "sgd"

@@ -3,9 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from enum import Enum
 from pathlib import Path
 
 from common.config.check import require, require_positive
+
+
+class ClientResources(Enum):
+    """What decides how many hospitals train side by side: what is given, or memory as well."""
+
+    given = "given"
+    auto = "auto"
 
 
 @dataclass(kw_only=True)
@@ -14,12 +22,20 @@ class SimulationConfig:
 
     With ``ray_address`` hospitals live on a Ray that runs already: ``auto``, or its host:port.
 
+    With ``client_resources=auto`` only so many train side by side as a node has memory for, by the
+    measured memory of one training step.
+
+    A process keeps ``open_sites`` hospitals open, which spares them reading anew; of more, those
+    that were asked longest ago are closed, and opened again when they are asked.
+
     With ``ledger_dir`` a hospital's ledgers are in ``ledger_dir/SITE`` and outlive the run, so that
     a later run on the same patients starts with what was spent; without it each run has its own.
     """
 
     cpus_per_site: float = 1.0
     gpus_per_site: float = 0.0
+    client_resources: ClientResources = ClientResources.given
+    open_sites: int = 16
     ledger_dir: Path | None = None
     ray_address: str | None = None
 
@@ -28,3 +44,4 @@ class SimulationConfig:
         require(
             self.gpus_per_site >= 0, "simulation.gpus_per_site", self.gpus_per_site, "at least 0"
         )
+        require(self.open_sites >= 1, "simulation.open_sites", self.open_sites, "at least 1")

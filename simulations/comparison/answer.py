@@ -6,7 +6,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from simulations.comparison.curves import Comparison, leaks, spaced
+from simulations.comparison.curves import Comparison, exceeds, spaced
+from simulations.wording import round_up
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -188,11 +189,12 @@ def _who(comparison: Comparison) -> str:
 def _claimed(comparison: Comparison, epsilon: float) -> str:
     """A warning where the epsilon holds on paper only."""
     key = (_arm(comparison), _augment(comparison), epsilon)
-    bad = any(
-        leaks(cell) and (cell["arm"], cell["augment"], cell["epsilon"]) == key
-        for cell in comparison["cells"]
-    )
-    return " (claimed only, honestly infinite)" if bad else ""
+    for cell in comparison["cells"]:
+        if (cell["arm"], cell["augment"], cell["epsilon"]) == key and exceeds(cell):
+            spent = cell["privacy"]["epsilon"]
+            honest = "infinite" if spent is None else round_up(spent)
+            return f" (claimed only, honestly {honest})"
+    return ""
 
 
 def _gain(comparison: Comparison, about: str, epsilon: float | None) -> Gain | None:

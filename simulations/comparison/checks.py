@@ -14,7 +14,7 @@ from common.redraws import Interval
 from simulations.comparison.cells import CellFigures
 from simulations.comparison.differences import About, Compared
 from simulations.comparison.plan import Cell
-from simulations.comparison.request import spelled
+from simulations.comparison.request import Kind, spelled
 
 _NEAR = 0.02
 
@@ -73,10 +73,14 @@ def _near(one: Compared, value: float) -> Finding:
         value=value,
         ci95=interval,
         says=(
-            f"Without privacy, {_with(one.a)}federated training is {value:+.3f} AUROC from "
+            f"Without privacy, {_with(one.a)}{_who(one.a)} is {value:+.3f} AUROC from "
             f"centralized training{_shown(interval)}: {'' if holds else 'not '}within {_NEAR:g}."
         ),
     )
+
+
+def _who(cell: Cell) -> str:
+    return "federated training" if cell.arm == Kind.federated else f"the arm {cell.arm}"
 
 
 def _below(one: Compared, value: float) -> Finding:
@@ -122,7 +126,7 @@ def _order(arm: str, augment: str, points: Sequence[tuple[float, float]]) -> Fin
         drop, a, b = max(drops)
         says = (
             f"The AUROC of {name} does not rise with every epsilon ({told}): from "
-            f"{spelled(a)} to {spelled(b)} it falls by {drop:.3f}."
+            f"{spelled(a)} to {spelled(b)} it falls by {_small(drop)}."
         )
     return Finding(
         check=Check.ordered_by_epsilon,
@@ -145,3 +149,7 @@ def _shown(interval: Interval | None) -> str:
 
 def _with(cell: Cell) -> str:
     return "" if cell.augment == "none" else f"with {cell.augment}, "
+
+
+def _small(drop: float) -> str:
+    return "less than 0.001" if drop < 0.0005 else f"{drop:.3f}"

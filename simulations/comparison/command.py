@@ -29,6 +29,8 @@ fedward compare experiment=cbis_masses data.root=FOLDER out=FOLDER
                       arm.own="local finetune=lora" each hospital alone
   augments=none,mix   uses of synthetic images (augment.pool=FOLDER)
   seeds=1,2,3         runs of each way of training
+  tune.SETTING=V1,V2  every arm first chooses the best of these at each epsilon,
+  tune_on="data=..."  on a public study; tune_on=private costs, and is charged
   SETTING=VALUE ...   for all arms; see fedward simulate --help
 
 The same command again goes on where it stopped; trials that have a result are not run again.

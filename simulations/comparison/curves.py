@@ -22,7 +22,7 @@ class Point:
         epsilon: the target; infinity without privacy.
         value: in the middle.
         ends: of a 95 % interval, or one standard deviation around what others published.
-        leaks: whether the epsilon is only claimed: the honest one is infinite.
+        leaks: whether the epsilon is only claimed: the honest one is larger, or infinite.
     """
 
     epsilon: float
@@ -71,6 +71,16 @@ def unbounded(epsilon: float | None) -> float:
 def leaks(cell: Mapping[str, Any]) -> bool:
     """Whether a finite epsilon was asked for and does not hold."""
     return cell["epsilon"] is not None and cell["privacy"]["epsilon"] is None
+
+
+def exceeds(cell: Mapping[str, Any]) -> bool:
+    """Whether more was spent than the epsilon that a cell stands at.
+
+    >>> exceeds({"epsilon": 8.0, "privacy": {"epsilon": 19.5}})
+    True
+    """
+    asked, spent = cell["epsilon"], cell["privacy"]["epsilon"]
+    return asked is not None and (spent is None or spent > asked * (1 + 1e-9))
 
 
 def use_of(augment: str) -> str:
@@ -182,7 +192,7 @@ def _points(comparison: Comparison, arm: str, augment: str, figure: str) -> tupl
                     epsilon=unbounded(cell["epsilon"]),
                     value=told["value"],
                     ends=None if ends is None else (ends[0], ends[1]),
-                    leaks=leaks(cell),
+                    leaks=exceeds(cell),
                 )
             )
     return tuple(found)
@@ -213,7 +223,7 @@ def _group_point(cell: Mapping[str, Any], figure: Mapping[str, Any]) -> Point | 
         epsilon=unbounded(cell["epsilon"]),
         value=figure["value"],
         ends=span_of_runs(figure),
-        leaks=leaks(cell),
+        leaks=exceeds(cell),
     )
 
 

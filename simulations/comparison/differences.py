@@ -17,7 +17,7 @@ from simulations.comparison.request import Kind
 class About(StrEnum):
     """What a difference shows."""
 
-    federation = "federation"  # federated - centralized
+    federation = "federation"  # federated, or such an arm of the user's - centralized
     alone = "alone"  # local - federated
     privacy = "privacy"  # an epsilon - none
     synthetic = "synthetic"  # with synthetic images - without
@@ -63,6 +63,8 @@ def _partners(cell: Cell, kind: Kind) -> Iterator[tuple[About, Cell]]:
         yield About.alone, replace(cell, arm=Kind.federated.value)
     elif cell.arm not in list(Kind):
         yield About.setting, replace(cell, arm=kind.value)
+        if kind is Kind.federated:
+            yield About.federation, replace(cell, arm=Kind.centralized.value)
     if math.isfinite(cell.epsilon):
         yield About.privacy, replace(cell, epsilon=math.inf)
     if cell.augment != "none":

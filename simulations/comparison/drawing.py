@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 import math
 import re
+import textwrap
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -309,14 +310,14 @@ def _key(figure: Figure, panels: Sequence[Panel], lines: Sequence[str], labels: 
     handles: list[Line2D] = []
     for place, name in enumerate(lines):
         look = _look(found[name], place) | _marker_only(found[name], place)
-        handles.append(Line2D([], [], **look, label=_short(name)))
+        handles.append(Line2D([], [], **look, label=_wrapped(name)))
     if any(point.leaks for one in found.values() for point in one.points):
         hollow: dict[str, Any] = {
             **_marker(Series(label="", points=(), reference=True), 0, True),
             "marker": "o",
         }
-        words = "hollow: epsilon claimed only, honest infinite"
-        handles.append(Line2D([], [], **hollow, label=words))
+        words = "hollow: epsilon claimed only; the honest one is larger"
+        handles.append(Line2D([], [], **hollow, label=_wrapped(words)))
     if labels.guessing is not None:
         handles.append(Line2D([], [], color=_MUTED, linewidth=0.6, label="guessing"))
     figure.legend(handles=handles, loc="outside lower left", ncols=1 if len(panels) == 1 else 2)
@@ -324,6 +325,10 @@ def _key(figure: Figure, panels: Sequence[Panel], lines: Sequence[str], labels: 
 
 def _marker_only(series: Series, number: int) -> dict[str, Any]:
     return {k: v for k, v in _marker(series, number, False).items() if k.startswith("marker")}
+
+
+def _wrapped(text: str) -> str:
+    return textwrap.fill(_short(text, 2 * _LONGEST), _LONGEST)
 
 
 def _short(text: str, longest: int = _LONGEST) -> str:

@@ -6,16 +6,17 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from common.config import AugmentMode
+from common.config import AugmentMode, TunedOn
 from simulations.comparison.measured import Measured
 from simulations.comparison.plan import Plan
 from simulations.comparison.request import Kind
+from simulations.comparison.tuning import Tuning
 
 # An epsilon is calibrated from below: to a tenth of a percent, and coarser for a few steps.
 _REACHED = 0.95
 
 
-def equality(plan: Plan, found: Sequence[Measured]) -> dict[str, Any]:
+def equality(plan: Plan, found: Sequence[Measured], tuning: Tuning | None = None) -> dict[str, Any]:
     """What the comparison holds equal, read from the results.
 
     `check_comparable` has refused other test sets and other meanings of epsilon before.
@@ -33,12 +34,39 @@ def equality(plan: Plan, found: Sequence[Measured]) -> dict[str, Any]:
             name: first.result["privacy"][name]
             for name in ("unit", "delta", "accountant", "accountant_version", "adjacency")
         },
-        "tuning": (
-            "Every arm was run with the settings it was given, once for each seed; the comparison "
-            "searched for no better ones in any arm."
-        ),
+        "tuning": _given(found) if tuning is None else _tuned(tuning),
         "remarks": [*_remarks(plan, found)],
     }
+
+
+def _given(found: Sequence[Measured]) -> str:
+    text = (
+        "Every arm was run with the settings it was given, once for each seed; the comparison "
+        "searched for no better ones in any arm."
+    )
+    told = {one.trial.config.privacy.tuned_on for one in found} - {None}
+    for on in sorted(one.value for one in told if one is not None):
+        text += f" It was stated that settings had been chosen on {on} data before."
+    if TunedOn.private in told:
+        text += " What that choice cost its patients is in no epsilon here."
+    return text
+
+
+def _tuned(tuning: Tuning) -> str:
+    facts = tuning.to_dict()
+    text = (
+        f"Every arm was offered the same {facts['num_candidates']} settings at every epsilon and "
+        "took the best by validation AUROC of one run each, without synthetic images"
+    )
+    if tuning.search.private:
+        return (
+            f"{text}, on the compared patients themselves. The honest epsilon of a run holds all "
+            "runs that chose its settings."
+        )
+    return (
+        f"{text}, on {facts['study']} ({facts['num_train_patients']} training patients; "
+        f"{facts['public']}). The compared patients decided nothing."
+    )
 
 
 def _remarks(plan: Plan, found: Sequence[Measured]) -> list[str]:

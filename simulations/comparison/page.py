@@ -15,7 +15,7 @@ from common.errors import UsageError
 from common.files import write_atomically
 from simulations.comparison import published, sheets
 from simulations.comparison.answer import Tile, answer, tiles
-from simulations.comparison.curves import Comparison, leaks, spaced
+from simulations.comparison.curves import Comparison, exceeds, leaks, spaced
 from simulations.comparison.figures import Picture, pictures
 from simulations.comparison.folder import Folder
 from simulations.comparison.sheet import Sheet, file_name
@@ -85,6 +85,14 @@ class ComparisonPage:
             cell["arm"] + ("" if cell["augment"] == "none" else f" with {spaced(cell['augment'])}")
             for cell in self.comparison["cells"]
             if leaks(cell)
+        ]
+        return list(dict.fromkeys(found))
+
+    @property
+    def costlier(self) -> list[str]:
+        """Arms that cost more than the epsilon they stand at, but not without bound."""
+        found = [
+            cell["arm"] for cell in self.comparison["cells"] if exceeds(cell) and not leaks(cell)
         ]
         return list(dict.fromkeys(found))
 

@@ -4,31 +4,32 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import configs
-from common.config import AugmentMode, Config, Mechanism, StudyKind
+from common.config import AugmentMode, Config, Mechanism, StrategyName, StudyKind, Trust, TunedOn
 from simulations.anchor import anchor
 from simulations.comparison.fingerprint import fingerprint, start_fingerprint
 from simulations.comparison.folder import Folder
-from simulations.comparison.request import Kind, Request, spelled
+from simulations.comparison.request import ArmRequest, Kind, Request, spelled
 from simulations.comparison.survey import Survey, survey
 
-# One hospital has nobody to average with: what is done between hospitals is left out.
+# One hospital has nobody to average with: what is done between hospitals is left out. An optimiser
+# that the server applies to the mean is kept: it takes the same steps for one hospital.
+_OPTIMISERS = {StrategyName.fedavgm, StrategyName.fedadam, StrategyName.fedyogi}
+_NO_STRATEGY = ("strategy.name=fedavg", "strategy.server_learning_rate=null")
 _ALONE = (
     "federation.min_sites=1",
     "federation.min_patient_share=0",
-    "strategy.name=fedavg",
-    "strategy.server_learning_rate=null",
+    "federation.trust=local",
     "strategy.personal=none",
     "strategy.local_steps_after=0",
     "strategy.site_dp.noise_multiplier=null",
 )
 _OF_KIND = {
     Kind.centralized: (*_ALONE, "federation.num_sites=1", "partition.kind=equal"),
-    Kind.federated: (),
     Kind.local: _ALONE,
 }
 
@@ -90,8 +91,26 @@ class Plan:
     trials: tuple[Trial, ...] = field(repr=False)
 
 
-def plan(request: Request, folder: Folder) -> Plan:
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Chosen:
+    """Settings that a search has found.
+
+    Attributes:
+        on: whose patients decided.
+        words: settings by arm and epsilon.
+    """
+
+    on: TunedOn
+    words: Mapping[tuple[str, float], tuple[str, ...]]
+
+
+def plan(request: Request, folder: Folder, chosen: Chosen | None = None) -> Plan:
     """Compose the configuration of every trial.
+
+    Args:
+        request: what was asked for.
+        folder: of the comparison.
+        chosen: what a search has found; an arm's own settings win over it.
 
     Raises:
         UsageError: if a setting is wrong, or the study cannot be read or dealt out as asked.
@@ -99,14 +118,17 @@ def plan(request: Request, folder: Folder) -> Plan:
     base = _Base.of(request, folder)
     trials: list[Trial] = []
     for arm in request.arms:
-        words = [*base.words, *arm.overrides, *_OF_KIND[arm.kind]]
-        config = anchor(configs.load(words), request.here)
+        found = {e: chosen.words[arm.name, e] if chosen else () for e in request.epsilons}
+        loaded = {words: base.of_arm(arm, words) for words in dict.fromkeys(found.values())}
         sites: Sequence[str | None] = [None]
         if arm.kind is Kind.local:
-            sites = list(survey(config, folder.phantoms).sites)
+            sites = list(survey(loaded[found[request.epsilons[0]]], folder.phantoms).sites)
         cells = itertools.product(request.augments, request.epsilons, request.seeds, sites)
         for augment, epsilon, seed, site in cells:
             cell = Cell(arm=arm.name, augment=augment, epsilon=epsilon)
+            config = loaded[found[epsilon]]
+            if chosen is not None:
+                config = replace(config, privacy=replace(config.privacy, tuned_on=chosen.on))
             trials.append(_trial(config, cell, arm.kind, seed=seed, site=site, folder=folder))
     return Plan(survey=base.survey, config=base.config, trials=tuple(trials))
 
@@ -118,6 +140,18 @@ class _Base:
     words: tuple[str, ...]
     config: Config
     survey: Survey
+    here: Path
+
+    def of_arm(self, arm: ArmRequest, found: Sequence[str]) -> Config:
+        """What the trials of an arm share, with what a search has found for it."""
+        words = [*self.words, *found, *arm.overrides]
+        config = configs.load(words)
+        if arm.kind is not Kind.federated:
+            words += _OF_KIND[arm.kind]
+            if config.strategy.name not in _OPTIMISERS:
+                words += _NO_STRATEGY
+            config = configs.load(words)
+        return anchor(config, self.here)
 
     @classmethod
     def of(cls, request: Request, folder: Folder) -> _Base:
@@ -143,7 +177,9 @@ class _Base:
         config = configs.load([*request.overrides, *words])
         found = survey(config, folder.phantoms)
         words.append(f"privacy.delta={found.delta!r}")
-        return cls(words=(*request.overrides, *words), config=config, survey=found)
+        return cls(
+            words=(*request.overrides, *words), config=config, survey=found, here=request.here
+        )
 
 
 def _path(path: Path | None) -> str | None:
@@ -158,10 +194,12 @@ def _trial(
     config: Config, cell: Cell, kind: Kind, *, seed: int, site: str | None, folder: Folder
 ) -> Trial:
     """The arm's configuration at the cell's epsilon."""
-    privacy = replace(config.privacy, mechanism=Mechanism.none)
+    privacy, federation = config.privacy, config.federation
     if math.isfinite(cell.epsilon):
-        privacy = replace(config.privacy, mechanism=Mechanism.dp_sgd, epsilon=cell.epsilon)
-    federation = config.federation
+        privacy = replace(privacy, mechanism=Mechanism.dp_sgd, epsilon=cell.epsilon)
+    else:  # without noise there is none to share
+        privacy = replace(privacy, mechanism=Mechanism.none)
+        federation = replace(federation, trust=Trust.local)
     if site is not None:
         federation = replace(federation, sites=[site])
     own = replace(

@@ -67,6 +67,7 @@ class CompareProgress:
     def _plan(self, event: dict[str, Any]) -> None:
         todo = event["todo"]
         self._todo = {name: told["title"] for name, told in todo.items()}
+        self._ended.clear()
         self._forecast = Forecast(
             {name: tuple(told["kind"]) for name, told in todo.items()},
             num_workers=event["num_workers"],

@@ -15,8 +15,9 @@ from typing import Any
 from common.config import AugmentMode
 from common.errors import UsageError
 from simulations.comparison.presets import PRESETS, Size
+from simulations.comparison.search import Search, parse_search
 
-_OWN = ("out", "size", "arms", "augments", "epsilons", "seeds")
+_OWN = ("out", "size", "arms", "augments", "epsilons", "seeds", "tune_on")
 _INSTEAD = {
     "seed": "seeds=1,2,3",
     "privacy": "epsilons=1,8,inf",
@@ -31,6 +32,7 @@ _INSTEAD = {
     "federation.sites": "arms=local",
     "simulation.ray_address": "nothing: its processes are warm and of its own",
     "privacy.site_budgets": "privacy.budget, the same for every hospital",
+    "privacy.tuned_on": "tune_on=STUDY",
 }
 
 
@@ -64,6 +66,7 @@ class Request:
         epsilons: targets; infinity is training without privacy.
         seeds: of the runs of each way.
         overrides: settings for all trials, in order.
+        search: for settings, before anything is compared; ``None``: none.
     """
 
     out: Path
@@ -74,6 +77,7 @@ class Request:
     epsilons: tuple[float, ...]
     seeds: tuple[int, ...]
     overrides: tuple[str, ...]
+    search: Search | None = None
 
     def to_json(self) -> str:
         """As a file holds it; infinity is a word, JSON has none for it."""
@@ -90,6 +94,7 @@ class Request:
                 "epsilons": [repr(epsilon) for epsilon in self.epsilons],
                 "seeds": list(self.seeds),
                 "overrides": list(self.overrides),
+                "search": None if self.search is None else self.search.to_dict(),
             },
             indent=2,
         )
@@ -112,6 +117,7 @@ class Request:
             epsilons=tuple(float(epsilon) for epsilon in fields["epsilons"]),
             seeds=tuple(fields["seeds"]),
             overrides=tuple(fields["overrides"]),
+            search=None if fields.get("search") is None else Search.from_dict(fields["search"]),
         )
 
 
@@ -135,6 +141,7 @@ def parse(words: Iterable[str]) -> Request:
         UsageError: for what is no setting, or what the comparison sets itself.
     """
     own: dict[str, str] = {}
+    tuned: dict[str, str] = {}
     custom: list[ArmRequest] = []
     overrides: list[str] = []
     for word in words:
@@ -145,6 +152,8 @@ def parse(words: Iterable[str]) -> Request:
             own[name] = value
         elif name.startswith("arm."):
             custom.append(_custom(name.removeprefix("arm."), value))
+        elif name.startswith("tune."):
+            tuned[_checked(name.removeprefix("tune."))] = value
         else:
             overrides.append(_checked(word))
     if not own.get("out"):
@@ -160,6 +169,7 @@ def parse(words: Iterable[str]) -> Request:
         epsilons=_numbers("epsilons", own, preset.epsilons),
         seeds=tuple(int(seed) for seed in _numbers("seeds", own, preset.seeds)),
         overrides=(*_preset_overrides(size, overrides), *overrides),
+        search=parse_search(own.get("tune_on"), tuned),
     )
 
 

@@ -10,6 +10,7 @@ import math
 import os
 import sys
 import traceback
+from typing import TYPE_CHECKING
 
 from common.errors import FedwardError, UsageError
 from common.files import write_atomically
@@ -17,7 +18,11 @@ from simulations.child import EXIT_FAILED, EXIT_USAGE, ChildSide
 from simulations.comparison.folder import Folder
 from simulations.comparison.plan import Plan, Trial, plan
 from simulations.comparison.request import Request
+from simulations.comparison.tuning import SearchPlan, Tuning
 from simulations.ray_start import RayStart
+
+if TYPE_CHECKING:
+    from simulations.comparison.workers import Crew
 
 
 def main(arguments: list[str]) -> int:
@@ -48,26 +53,41 @@ class _Comparison:
         self._folder = Folder(path=side.folder)
         self._request = Request.from_json(self._folder.request.read_text())
         self._problems: dict[str, str] = {}
+        self._crew: Crew | None = None
 
     def run(self) -> int:
         """Plan, train, compare."""
         self._side.tell({"event": "stage", "text": "reading the study"})
-        planned = plan(self._request, self._folder)
-        todo = {
-            trial.name: trial
-            for trial in planned.trials
-            if not self._folder.finished(trial.name).result.is_file()
-        }
-        all_trials = {trial.name: trial for trial in planned.trials}
-        crew_size = self._crew_size(planned, len(todo))
-        self._tell_plan(planned, todo, num_trials=len(all_trials), workers=crew_size)
-        if todo:
-            self._train(planned, todo, crew_size)
-        return self._compare(planned)
+        tuning = self._tune()
+        planned = plan(self._request, self._folder, None if tuning is None else tuning.chosen)
+        self._run_missing(planned, {trial.name: trial for trial in planned.trials}, "training")
+        return self._compare(planned, tuning)
 
-    def _crew_size(self, planned: Plan, num_trials: int) -> int:
-        """How many trials run side by side."""
-        return max(1, min(int(_num_cpus() / self._cpus_each(planned)), num_trials))
+    def _tune(self) -> Tuning | None:
+        """Run the search that was asked for, if any."""
+        search = self._request.search
+        if search is None:
+            return None
+        searched = SearchPlan.of(self._request, search, self._folder)
+        self._run_missing(searched.plans[0], searched.trials, "choosing settings")
+        return searched.choose(self._folder, self._problems)
+
+    def _run_missing(self, planned: Plan, trials: dict[str, Trial], stage: str) -> None:
+        todo = {
+            name: trial
+            for name, trial in trials.items()
+            if not self._folder.finished(name).result.is_file()
+        }
+        workers = max(1, min(self._most_workers(planned), len(todo)))
+        self._tell_plan(planned, todo, num_trials=len(trials), workers=workers)
+        if todo:
+            crew = self._hired(planned)
+            self._side.tell({"event": "stage", "text": stage})
+            self._train(crew, todo)
+
+    def _most_workers(self, planned: Plan) -> int:
+        """How many trials can run side by side."""
+        return max(1, int(_num_cpus() / self._cpus_each(planned)))
 
     def _cpus_each(self, planned: Plan) -> float:
         return min(planned.config.simulation.cpus_per_site, _num_cpus())
@@ -92,11 +112,24 @@ class _Comparison:
             }
         )
 
-    def _train(self, planned: Plan, todo: dict[str, Trial], crew_size: int) -> None:
-        ray = RayStart(_num_cpus(), self._side.ray_dir)
-        self._side.tell({"event": "stage", "text": "starting Ray"})
+    def _hired(self, planned: Plan) -> Crew:
+        """The processes that run trials: the same for a search and for what is compared."""
+        if self._crew is None:
+            ray = RayStart(_num_cpus(), self._side.ray_dir)
+            self._side.tell({"event": "stage", "text": "starting Ray"})
+            from simulations.comparison.workers import Crew
+
+            ray.wait()
+            self._crew = Crew(
+                num_workers=self._most_workers(planned),
+                num_cpus=self._cpus_each(planned),
+                num_gpus=planned.config.simulation.gpus_per_site,
+            )
+        return self._crew
+
+    def _train(self, crew: Crew, todo: dict[str, Trial]) -> None:
         from simulations.comparison.trial import Job
-        from simulations.comparison.workers import Crew, Ending
+        from simulations.comparison.workers import Ending
 
         def ended(ending: Ending) -> None:
             if ending.problem is not None:
@@ -112,13 +145,6 @@ class _Comparison:
                 }
             )
 
-        ray.wait()
-        self._side.tell({"event": "stage", "text": "training"})
-        crew = Crew(
-            num_workers=crew_size,
-            num_cpus=self._cpus_each(planned),
-            num_gpus=planned.config.simulation.gpus_per_site,
-        )
         crew.run(
             [
                 Job(name=name, start=trial.start, folder=self._folder, config=trial.config)
@@ -134,13 +160,13 @@ class _Comparison:
             return None
         return json.loads(path.read_text())["final"]["test"]["auroc"]
 
-    def _compare(self, planned: Plan) -> int:
+    def _compare(self, planned: Plan, tuning: Tuning | None) -> int:
         from simulations.comparison.page import write
         from simulations.comparison.summary import compare
         from simulations.comparison.tables import as_csv
 
         self._side.tell({"event": "stage", "text": "comparing"})
-        comparison = compare(self._request, planned, self._folder, self._problems)
+        comparison = compare(self._request, planned, self._folder, self._problems, tuning)
         write_atomically(self._folder.table, as_csv(comparison))
         text = json.dumps(comparison, indent=1, allow_nan=False) + "\n"
         write_atomically(self._folder.result, text)

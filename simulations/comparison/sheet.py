@@ -20,12 +20,13 @@ class Kind(Enum):
 
     ``estimate`` and ``change`` hold a mapping with ``value``, ``ci95`` and ``unsaid``; a change has
     a sign. ``target`` is an epsilon that was asked for, ``epsilon`` one that was spent: rounded up.
-    ``number`` is any other number, ``chance`` a p-value.
+    ``spread`` is a standard deviation, ``number`` any other number, ``chance`` a p-value.
     """
 
     text = auto()
     count = auto()
     number = auto()
+    spread = auto()
     estimate = auto()
     change = auto()
     target = auto()
@@ -65,8 +66,10 @@ class Column:
                 return f"{value:,}"
             case Kind.chance:
                 return "< 0.001" if value < 0.001 else f"{value:.3f}"
+            case Kind.spread:
+                return f"{value:.3f}"
             case Kind.number:
-                return f"{value:.4g}"
+                return f"{value:.4g}".replace("e-0", "e-").replace("-", "\u2011")
 
     def parts(self, value: Any) -> Iterator[tuple[str, Any]]:
         """As a file holds it: plain numbers by name, what is absent empty."""

@@ -9,6 +9,7 @@ from typing import Any
 from simulations.comparison.curves import (
     Comparison,
     estimate,
+    exceeds,
     leaks,
     named,
     spaced,
@@ -16,6 +17,7 @@ from simulations.comparison.curves import (
 )
 from simulations.comparison.published import SOURCE, published
 from simulations.comparison.sheet import Column, Kind, Sheet, file_name
+from simulations.comparison.tuning_sheet import tuning
 
 _WHO = (
     Column(heading="Arm", name="arm"),
@@ -60,7 +62,7 @@ def auroc(comparison: Comparison) -> Sheet:
         columns=(
             *_WHO,
             Column(heading="AUROC", name="auroc", kind=Kind.estimate),
-            Column(heading="Standard deviation over seeds", name="sd", kind=Kind.number),
+            Column(heading="Standard deviation over seeds", name="sd", kind=Kind.spread),
             Column(heading="Seeds, each with its AUROC", name="by_seed"),
             Column(heading="Seeds without a result", name="missing_seeds"),
         ),
@@ -86,12 +88,15 @@ def privacy(comparison: Comparison) -> Sheet:
             "Epsilon as training alone would claim it, beside the one that holds, of the run that "
             "spent most, rounded up: every hospital's whole ledger, synthetic images and initial "
             f"weights included ({equal['unit']} level, {equal['adjacency']} adjacency, "
-            f"{equal['accountant'].upper()} accountant, {equal['accountant_version']})."
+            f"{equal['accountant'].upper()} accountant, {equal['accountant_version']}). By own "
+            "noise alone: what holds for a hospital that trusts none of the others; it differs "
+            "where noise is shared under secure aggregation."
         ),
         columns=(
             *_WHO,
             Column(heading="Claimed", name="epsilon_claimed", kind=Kind.epsilon),
             Column(heading="Honest", name="epsilon_honest", kind=Kind.epsilon),
+            Column(heading="By own noise alone", name="epsilon_alone", kind=Kind.epsilon),
             Column(heading="Delta", name="delta", kind=Kind.number),
             Column(heading="Noise multiplier", name="noise_multiplier", kind=Kind.number),
             Column(heading="Training patients", name="num_patients"),
@@ -102,6 +107,7 @@ def privacy(comparison: Comparison) -> Sheet:
                 *_who(cell),
                 cell["privacy"]["epsilon_claimed"],
                 cell["privacy"]["epsilon"],
+                cell["privacy"]["epsilon_alone"],
                 cell["privacy"]["delta"],
                 cell["privacy"]["noise_multiplier"],
                 " or ".join(map(str, cell["privacy"]["num_patients"])),
@@ -115,6 +121,8 @@ def privacy(comparison: Comparison) -> Sheet:
 def _privacy_words(cell: Mapping[str, Any]) -> str:
     if leaks(cell):
         return "NOT private: something made without privacy from these patients was used"
+    if exceeds(cell):
+        return "private, at more than was asked for: what it was made with was paid too"
     return "private" if cell["privacy"]["private"] else "not private, as asked"
 
 
@@ -313,7 +321,7 @@ def references(comparison: Comparison) -> Sheet:
             Column(heading="Claimed", name="epsilon_claimed", kind=Kind.target),
             Column(heading="Honest", name="epsilon_honest"),
             Column(heading="AUROC", name="auroc", kind=Kind.number),
-            Column(heading="Standard deviation", name="sd", kind=Kind.number),
+            Column(heading="Standard deviation", name="sd", kind=Kind.spread),
         ),
         rows=tuple(
             (
@@ -355,7 +363,8 @@ def every(comparison: Comparison) -> Iterator[Sheet]:
         found += [calibration(comparison), hospitals(comparison)]
     for column in columns(comparison):
         found += [gaps(comparison, column), groups(comparison, column)]
-    found += [correlations(comparison), references(comparison), trials(comparison)]
+    found += [correlations(comparison), references(comparison), tuning(comparison)]
+    found.append(trials(comparison))
     return (one for one in found if one.rows)
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import configs
+from common.privacy.events import alone
 from common.provenance import of_this_program
 from common.seeds import derive_seed
 from simulations.comparison.cells import CellFigures, cells_of
@@ -22,12 +23,17 @@ from simulations.comparison.measured import Measured, check_comparable
 from simulations.comparison.plan import Cell, Plan, Trial
 from simulations.comparison.request import Request
 from simulations.comparison.sources import sources
+from simulations.comparison.tuning import Tuning
 
 SCHEMA = "fedward.comparison/1"
 
 
 def compare(
-    request: Request, plan: Plan, folder: Folder, problems: Mapping[str, str]
+    request: Request,
+    plan: Plan,
+    folder: Folder,
+    problems: Mapping[str, str],
+    tuning: Tuning | None = None,
 ) -> dict[str, Any]:
     """Read every finished trial, and hold the arms against each other.
 
@@ -36,6 +42,7 @@ def compare(
         plan: its trials.
         folder: where they lie.
         problems: why trials have no result, by name.
+        tuning: how settings were chosen before.
 
     Raises:
         UsageError: if trials differ in what must be equal; see `check_comparable`.
@@ -54,7 +61,7 @@ def compare(
         "overrides": list(request.overrides),
     }
     return {
-        **compared(found, plan, configs.to_dict(plan.config)),
+        **compared(found, plan, configs.to_dict(plan.config), tuning),
         "request": asked,
         "trials": [
             trial_facts(
@@ -74,13 +81,19 @@ def compare(
     }
 
 
-def compared(found: Sequence[Measured], plan: Plan, shared: Mapping[str, Any]) -> dict[str, Any]:
+def compared(
+    found: Sequence[Measured],
+    plan: Plan,
+    shared: Mapping[str, Any],
+    tuning: Tuning | None = None,
+) -> dict[str, Any]:
     """Hold finished runs against each other: all of ``comparison.json`` that rests on results.
 
     Args:
         found: runs.
         plan: the trials that they belong to, and the study.
         shared: settings that are the same in all.
+        tuning: how settings were chosen before.
 
     Raises:
         UsageError: if runs differ in what must be equal; see `check_comparable`.
@@ -106,8 +119,9 @@ def compared(found: Sequence[Measured], plan: Plan, shared: Mapping[str, Any]) -
         "config": dict(shared),
         "versions": found[0].result["versions"] if found else {},
         "sources": sources(found),
-        "equal": equality(plan, found) if found else None,
-        "cells": [_cell(figures, groups[cell], plan) for cell, figures in cells.items()],
+        "equal": equality(plan, found, tuning) if found else None,
+        "tuning": None if tuning is None else tuning.to_dict(),
+        "cells": [_cell(figures, groups[cell], plan, tuning) for cell, figures in cells.items()],
         "differences": [
             {
                 "about": one.about.value,
@@ -164,14 +178,16 @@ def trial_facts(trial: Trial, *, folder: Path | None, problem: str | None = None
     }
 
 
-def _cell(figures: CellFigures, groups: Mapping[str, Any], plan: Plan) -> dict[str, Any]:
+def _cell(
+    figures: CellFigures, groups: Mapping[str, Any], plan: Plan, tuning: Tuning | None
+) -> dict[str, Any]:
     planned = {trial.seed for trial in plan.trials if trial.cell == figures.cell}
     return {
         **named(figures.cell),
         "kind": figures.kind.value,
         "seeds": list(figures.arm.seeds),
         "missing_seeds": sorted(planned - set(figures.arm.seeds)),
-        "privacy": _privacy(figures.runs),
+        "privacy": _privacy(figures, tuning),
         "figures": {
             name.value: summary.to_dict() for name, summary in figures.arm.summary().items()
         },
@@ -189,22 +205,48 @@ def _cell(figures: CellFigures, groups: Mapping[str, Any], plan: Plan) -> dict[s
     }
 
 
-def _privacy(runs: Sequence[Measured]) -> dict[str, Any]:
+def _privacy(figures: CellFigures, tuning: Tuning | None) -> dict[str, Any]:
     """What holds for the models of a cell, and what training alone would claim.
 
-    The largest over runs: each is a hypothetical of its own, none pays for another.
+    The largest over runs: each is a hypothetical of its own, none pays for another. A search on
+    these patients is part of each.
     """
-    facts = [run.result["privacy"] for run in runs]
-    spent = [fact["epsilon_federation"] for fact in facts]
-    claims = [_claim(run) for run in runs]
+    facts = [run.result["privacy"] for run in figures.runs]
+    claims = [_claim(run) for run in figures.runs]
+    epsilon = _largest([_spent(figures.cell, run, tuning) for run in figures.runs])
     return {
         "private": all(fact["private"] for fact in facts),
-        "epsilon": None if None in spent else max(spent),
-        "epsilon_claimed": None if None in claims else max(c for c in claims if c is not None),
+        "epsilon": epsilon,
+        "epsilon_claimed": _largest(claims),
+        "epsilon_alone": None if epsilon is None else _alone(figures, tuning, epsilon),
         "delta": facts[0]["delta"],
         "noise_multiplier": facts[0]["noise_multiplier"],
-        "num_patients": sorted({run.num_patients for run in runs}),
+        "num_patients": sorted({run.num_patients for run in figures.runs}),
     }
+
+
+def _spent(cell: Cell, run: Measured, tuning: Tuning | None) -> float | None:
+    spent = run.result["privacy"]["epsilon_federation"]
+    if spent is None or tuning is None or not tuning.search.private:
+        return spent
+    return _finite(max(spent, tuning.epsilon(cell, run.result)))
+
+
+def _largest(values: Sequence[float | None]) -> float | None:
+    """``None`` is infinite."""
+    finite = [value for value in values if value is not None]
+    return max(finite) if len(finite) == len(values) else None
+
+
+def _alone(figures: CellFigures, tuning: Tuning | None, epsilon: float) -> float | None:
+    """What a hospital's own noise gives where others would add theirs; else ``epsilon``."""
+    sites = [site for run in figures.runs for site in run.result["privacy"]["sites"].values()]
+    shared = [site["epsilon_alone"] for site in sites if "epsilon_alone" in site]
+    if not shared or None in shared:
+        return None if shared else epsilon
+    if tuning is not None and tuning.search.private:
+        shared = [tuning.epsilon(figures.cell, run.result, alone) for run in figures.runs]
+    return _finite(max(epsilon, *shared))
 
 
 def _claim(run: Measured) -> float | None:

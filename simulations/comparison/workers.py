@@ -70,7 +70,7 @@ class _Seat:
 
 
 class Crew:
-    """Runs jobs on Ray actors, as many at a time as there are seats.
+    """Runs jobs on Ray actors, as many at a time as there are seats; these stay warm.
 
     A worker that dies costs its trial only: that is begun once more, by a new worker. Of trials
     that begin with the same pretrained model, one runs first and the others find it made.
@@ -85,6 +85,7 @@ class Crew:
             num_gpus: of each.
         """
         self._num_workers = num_workers
+        self._seats: list[_Seat] = []
         self._threads = max(1, int(num_cpus))
         self._actor: Any = ray.remote(num_cpus=num_cpus, num_gpus=num_gpus, max_restarts=0)(Worker)
 
@@ -104,9 +105,9 @@ class Crew:
         """
         waiting = deque(jobs)
         attempts: dict[str, int] = {job.name: 0 for job in jobs}
-        seats: list[_Seat] = []
+        seats = self._seats
         while waiting or any(seat.job for seat in seats):
-            for seat in self._free(seats, len(waiting)):
+            for seat in self._free(len(waiting)):
                 job = _next(waiting, [other.job for other in seats if other.job])
                 if job is None:
                     break
@@ -133,8 +134,9 @@ class Crew:
                 Ending(name=job.name, problem=problem, seconds=seconds, attempts=attempts[job.name])
             )
 
-    def _free(self, seats: list[_Seat], num_waiting: int) -> list[_Seat]:
+    def _free(self, num_waiting: int) -> list[_Seat]:
         """Seats without work, new ones included."""
+        seats = self._seats
         free = [seat for seat in seats if seat.job is None]
         while len(seats) < self._num_workers and len(free) < num_waiting:
             seat = _Seat(worker=self._actor.remote(self._threads))

@@ -87,7 +87,7 @@ def test_a_pdf_has_fonts_that_journals_take() -> None:
 def test_what_is_claimed_only_has_hollow_markers() -> None:
     held = to_svg(draw_panels([panel("federated")], Labels(y="AUROC")))
     claimed = to_svg(draw_panels([panel("federated", leaks=True)], Labels(y="AUROC")))
-    hollow = "hollow: epsilon claimed only, honest infinite"
+    hollow = "hollow: epsilon claimed only; the honest one"
     assert hollow in texts(claimed)
     assert hollow not in texts(held)
     assert claimed.count("fill: #ffffff; stroke: #0b5a8a") == len(EPSILONS) - 1

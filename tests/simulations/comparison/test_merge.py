@@ -94,6 +94,7 @@ def test_arms_epsilons_seeds_and_hospitals_are_told_apart(leave: Leave, tmp_path
         ("alone", "local", "federated"),
         ("privacy", "federated", "federated"),
         ("setting", "federated model.name=resnet", "federated"),
+        ("federation", "federated model.name=resnet", "centralized"),
     }
     assert told["trials"][0]["folder"] == "../c1"
     assert "local epsilon inf: the mean is over 1 of 2 hospitals." in told["equal"]["remarks"]

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from common.config import Mechanism, PartitionKind, StrategyName
+from common.config import Mechanism, PartitionKind, StrategyName, Trust
 from common.errors import UsageError
 from simulations.comparison.folder import Folder
 from simulations.comparison.plan import Plan, plan
@@ -90,11 +90,11 @@ def test_delta_is_the_same_however_few_train(tmp_path: Path, tiny: tuple[str, ..
 
 def test_one_hospital_has_nobody_to_average_with(tmp_path: Path, tiny: tuple[str, ...]) -> None:
     found = planned(
-        tmp_path, *tiny, "strategy=fedadam", "federation.min_sites=2", "partition=size_skew"
+        tmp_path, *tiny, "strategy=trimmed_mean", "federation.min_sites=2", "partition=size_skew"
     )
     for trial in found.trials:
         if trial.kind is Kind.federated:
-            assert trial.config.strategy.name is StrategyName.fedadam
+            assert trial.config.strategy.name is StrategyName.trimmed_mean
             assert trial.config.federation.min_sites == 2
         else:
             assert trial.config.strategy.name is StrategyName.fedavg
@@ -103,6 +103,36 @@ def test_one_hospital_has_nobody_to_average_with(tmp_path: Path, tiny: tuple[str
         pooled = trial.kind is Kind.centralized
         kind = PartitionKind.equal if pooled else PartitionKind.size_skew
         assert trial.config.partition.kind is kind
+
+
+def test_an_optimiser_of_the_server_takes_the_same_steps_for_one_hospital(
+    tmp_path: Path, tiny: tuple[str, ...]
+) -> None:
+    found = planned(tmp_path, *tiny, "strategy=fedadam", "strategy.server_learning_rate=0.05")
+    for trial in found.trials:
+        assert trial.config.strategy.name is StrategyName.fedadam
+        assert trial.config.strategy.learning_rate == 0.05
+
+
+def test_shared_noise_is_an_arm_and_without_noise_there_is_none_to_share(
+    tmp_path: Path, tiny: tuple[str, ...]
+) -> None:
+    found = planned(
+        tmp_path,
+        *tiny,
+        "federation.steps_per_round=1",
+        "training.optimizer=sgd",
+        "training.momentum=0",
+        "arm.shared=federation.trust=secure_aggregation",
+    )
+    secure = [trial for trial in found.trials if trial.config.federation.trust is not Trust.local]
+    assert [(trial.cell.arm, trial.cell.epsilon) for trial in secure] == [("shared", 8.0)]
+    plain = {
+        trial.name
+        for trial in found.trials
+        if trial.cell.arm in ("federated", "shared") and math.isinf(trial.cell.epsilon)
+    }
+    assert len(plain) == 1  # one trial speaks for both
 
 
 def test_an_arm_of_the_users_differs_in_what_it_says(tmp_path: Path, tiny: tuple[str, ...]) -> None:
