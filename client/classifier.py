@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 from torch import Tensor, nn
 
@@ -47,7 +48,16 @@ class SiteModel:
 
     def prepare(self, recipe: Recipe, around: Surroundings) -> LocalTraining:
         """See `LocalModel`."""
-        model = self.build()
+        return self.prepare_on(self.build(), recipe, around)
+
+    def prepare_on(
+        self, model: nn.Module, recipe: Recipe, around: Surroundings
+    ) -> _Training | _HeadTraining:
+        """The same on a model that was built before, as it was built.
+
+        Raises:
+            ModelMismatch: if private training does not cover it.
+        """
         backbone = self._backbone(model, recipe, around)
         if backbone is not None:
             return _HeadTraining(model, backbone, recipe, around)
@@ -107,6 +117,7 @@ class SiteModel:
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _Training:
     trainee: Trainee
+    holds_patients: ClassVar[bool] = False
 
     @property
     def model(self) -> nn.Module:
@@ -131,6 +142,8 @@ class _Training:
 
 class _HeadTraining:
     """Training of the last layer on features that were computed once."""
+
+    holds_patients: ClassVar[bool] = True
 
     def __init__(
         self, model: nn.Module, backbone: FrozenBackbone, recipe: Recipe, around: Surroundings

@@ -16,6 +16,7 @@ from client.data.cohort import Cohort
 from client.dp.training import RoundSeeds
 from client.kept import Kept
 from client.local_model import LocalModel, LocalTraining, ModelMismatch, Surroundings
+from client.out_of_memory import train_within_memory
 from client.synthesis.charging import charge
 from client.synthesis.image_set import ImageSet
 from client.synthesis.source import Source
@@ -157,7 +158,7 @@ class Site:
         self._training: LocalTraining | None = None
         self._kind: tuple[object, ...] | None = None
         self._frozen_sha256 = ""
-        self._first: Weights | None = None  # the weights that the model was built with
+        self._first: Weights | None = None  # layers that may stay here, as the model was built
         self._shift: Weights = {}
 
     def describe(self) -> SiteDescription:
@@ -323,14 +324,14 @@ class Site:
         return self._training
 
     def _train_and_store(self, duty: _Duty, request: TrainRequest, training: LocalTraining) -> None:
-        seeds = self._round_seeds(request.round, duty.seeds)
+        seeds = self._round_seeds(request.round, duty.seeds).fixed()
         cohort = units(self._setup.cohort, request.recipe.unit)
-        shift = self._shift
-        training.train(
-            cohort,
+        shift, self._shift = self._shift, {}  # a site that waits for its next round needs none
+        added = {name: torch.from_numpy(value) for name, value in shift.items()}
+        train_within_memory(
+            lambda recipe: training.train(cohort, recipe, seeds, added),
             request.recipe,
-            seeds,
-            {name: torch.from_numpy(value) for name, value in shift.items()},
+            start_over=lambda: self._prepared(request),
         )
         weights = models.trainable_weights(training.model)
         if not all(np.isfinite(value).all() for value in weights.values()):
@@ -348,7 +349,9 @@ class Site:
         assert self._training is not None
         model, layers = self._training.model, Personal(recipe.personal)
         if self._first is None:
-            self._first = models.trainable_weights(model)
+            may_stay = {n for kind in Personal for n in models.local_names(model, kind)}
+            built = models.trainable_weights(model)
+            self._first = {name: built[name] for name in may_stay}
         names = models.local_names(model, layers)
         return {name: kept.get(name, self._first[name]) for name in sorted(names)}
 

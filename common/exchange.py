@@ -21,6 +21,19 @@ def read(path: Path, *, schema: str, names: frozenset[str]) -> dict[str, str]:
     Raises:
         UsageError: It cannot be read, is no such file, or is of another schema.
     """
+    fields = read_fields(path, schema=schema, names=names)
+    for name in sorted(names):
+        if not isinstance(fields[name], str):
+            raise UsageError(f"{path}: {name}: must be text")
+    return {name: str(fields[name]) for name in names}
+
+
+def read_fields(path: Path, *, schema: str, names: frozenset[str]) -> dict[str, object]:
+    """As `read`, whatever the values are.
+
+    Raises:
+        UsageError: It cannot be read, is no such file, or is of another schema.
+    """
     try:
         with path.open("rb") as file:
             content = file.read(_MOST_BYTES + 1)
@@ -40,9 +53,6 @@ def read(path: Path, *, schema: str, names: frozenset[str]) -> dict[str, str]:
     if set(fields) != set(names) | {"schema"}:
         differ = sorted(set(fields) ^ (set(names) | {"schema"}))
         raise UsageError(f"{path}: {_short(differ[0])}: missing or unknown")
-    for name in sorted(names):
-        if not isinstance(fields[name], str):
-            raise UsageError(f"{path}: {name}: must be text")
     return {name: fields[name] for name in names}
 
 

@@ -38,7 +38,7 @@ class Status(StrEnum):
 class Reason(StrEnum):
     """Why a site did not train, or why its reply does not count.
 
-    A fixed list: free text never leaves a site. From ``policy`` to ``unapproved_code``, a
+    A fixed list: free text never leaves a site. From ``policy`` to ``another_roster``, a
     hospital's policy speaks (``policy`` itself: for a rule without a code of its own). From
     ``no_reply`` on, the server says so: it got nothing, or what it got was put into quarantine.
     """
@@ -62,6 +62,10 @@ class Reason(StrEnum):
     unapproved_model = "unapproved_model"
     unapproved_generator = "unapproved_generator"
     unapproved_code = "unapproved_code"
+    unapproved_trust = "unapproved_trust"
+    weak_trust = "weak_trust"
+    no_roster = "no_roster"
+    another_roster = "another_roster"
     no_reply = "no_reply"
     bad_statement = "bad_statement"
     not_connected = "not_connected"
@@ -89,6 +93,8 @@ _FOR_GOOD = {
     Reason.unapproved_model,
     Reason.unapproved_generator,
     Reason.unapproved_code,
+    Reason.unapproved_trust,
+    Reason.weak_trust,
 }
 
 

@@ -55,6 +55,7 @@ def hold(grid: Grid, found: PreparedRun) -> Outcome:
         observe=lambda event: _note(found, event),
         seeds=SystemSeeds(),
         site_keys=found.site_keys(),
+        identities=found.identities(),
     )
     try:
         outcome = run(grid, start)
@@ -87,11 +88,14 @@ def _note(found: PreparedRun, event: dict[str, Any]) -> None:
 def _end(found: PreparedRun, state: EndState, why: str) -> None:
     last = latest_checkpoint(found.checkpoints)
     assert last is not None
+    identities = found.identities()
     result = {
         "schema": SCHEMA,
         "run_id": last.run_id,
         "state": state.value,
         "ended": why,
+        "trust": found.config().federation.trust.value,
+        "roster": None if identities is None else identities.digest,
         "recipe": None if last.recipe is None else asdict(last.recipe),
         "patients": dict(last.patients),
         "rounds": list(last.history),

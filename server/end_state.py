@@ -9,7 +9,7 @@ class EndState(StrEnum):
     """How a run ended.
 
     Attributes:
-        completed: every approved site trained in every round.
+        completed: every approved site trained in every round that asked it.
         completed_with_missing_sites: all rounds were held, and a site missed one.
         stopped_by_budget: before the last round too many sites had spent their budget.
         failed: there is no final model; a run that goes on from its last checkpoint may have one.

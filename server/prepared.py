@@ -12,9 +12,10 @@ from typing import Any
 
 import configs
 from common import exchange
-from common.config import AugmentMode, Config, Job
+from common.config import AugmentMode, Config, Job, Trust
 from common.errors import UsageError
 from common.files import write_atomically
+from common.secure_aggregation.roster import Roster
 from common.seeds import derive_seed
 from server.checkpoint import Checkpoint, latest_checkpoint, save_checkpoint
 
@@ -72,6 +73,13 @@ class PreparedRun:
     def site_keys(self) -> dict[str, str]:
         """By which hospitals that were admitted when the run was prepared sign what they spend."""
         return dict(self._read_facts()["site_keys"])
+
+    def identities(self) -> Roster | None:
+        """By which keys hospitals know each other, where only sums of updates are to be seen."""
+        config = self.config()
+        if config.federation.trust is Trust.local:
+            return None
+        return _roster(config, self.site_keys())
 
     def _read_facts(self) -> dict[str, Any]:
         return json.loads(self._facts.read_text())
@@ -131,6 +139,8 @@ def prepare(
     from common import models
 
     _check(config)
+    if config.federation.trust is not Trust.local:
+        _roster(config, site_keys)
     path = runs / exchange.check_name("run", name)
     if path.exists():
         raise UsageError(f"run={name}: is prepared already; choose another name")
@@ -162,6 +172,21 @@ def prepare(
         shutil.rmtree(part, ignore_errors=True)
         raise UsageError(f"{error.filename or path}: {error.strerror}") from error
     return PreparedRun(path=path)
+
+
+def _roster(config: Config, site_keys: Mapping[str, str]) -> Roster:
+    """The identities of the hospitals of a run.
+
+    Raises:
+        UsageError: One of them has not enrolled, or they are no roster.
+    """
+    unknown = sorted(set(config.federation.sites) - set(site_keys))
+    if unknown:
+        raise UsageError(
+            f"federation.trust=secure_aggregation: the key of {unknown[0]} is not known; it has "
+            "to enrol and be admitted first"
+        )
+    return Roster.of({name: site_keys[name] for name in config.federation.sites})
 
 
 def _check(config: Config) -> None:

@@ -10,6 +10,7 @@ from common.messages import Recipe
 from common.privacy import accountants
 from common.privacy.calibration import calibrate
 from common.privacy.events import Event
+from server.schedule import Schedule
 
 _MOMENTUM = 0.9
 
@@ -44,8 +45,9 @@ def plan(config: Config, *, num_patients: int, synthetic: Synthetic | None = Non
 
     With a target epsilon the noise is the smallest that keeps all planned rounds, the steps that
     each site takes after them for itself, and what was paid for synthetic images together at or
-    below it. Nothing here depends on patients' data but their
-    (public) number.
+    below it. Where rounds ask only some sites, the planned rounds are those of the site that is
+    drawn most often: one noise for all, and no site's rounds pass the target. Nothing here depends
+    on patients' data but their (public) number.
 
     Raises:
         UsageError: if the synthetic images alone reach the target.
@@ -73,7 +75,7 @@ def plan(config: Config, *, num_patients: int, synthetic: Synthetic | None = Non
             epsilon=target,
             delta=delta,
             sampling_rate=rate,
-            steps=federation.rounds * federation.steps_per_round + strategy.local_steps_after,
+            steps=most_steps(config),
             accountant=accountant,
             before=synthetic.paid,
         )
@@ -101,6 +103,12 @@ def plan(config: Config, *, num_patients: int, synthetic: Synthetic | None = Non
         controlled=controlled,
         personal=strategy.personal.value,
     )
+
+
+def most_steps(config: Config) -> int:
+    """Private steps of the site that takes most, over all rounds and after them."""
+    rounds = Schedule.of(config).most_rounds
+    return rounds * config.federation.steps_per_round + config.strategy.local_steps_after
 
 
 def after(recipe: Recipe, steps: int) -> Recipe:

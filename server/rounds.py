@@ -25,8 +25,9 @@ from server.inquiry import Asked, Inquiry
 from server.mailbox import Mailbox
 from server.quorum import Quorum
 from server.recipe import Synthetic, plan
-from server.records import left_for_good, site_records
+from server.records import late_records, left_for_good, site_records
 from server.roster import Roster
+from server.schedule import Schedule
 from server.secure_aggregation.secure_sum import SecureSums, Summed
 from server.site_dp import SiteNoise
 from server.spend import SpendTracker
@@ -105,6 +106,7 @@ class _Run:
         )
         self._mailbox: Mailbox[Asked] = Mailbox(grid)
         self._quorum = Quorum.of(federation)
+        self._schedule = Schedule.of(start.config)
         self._spend = SpendTracker(start.checkpoint.history, start.site_keys)
         self._left = left_for_good(start.checkpoint.history)
         self._before: dict[str, Expected] = {}
@@ -113,6 +115,16 @@ class _Run:
     @property
     def _active(self) -> set[str]:
         return set(self._roster.approved) - set(self._left)
+
+    def _drawn(self, number: int) -> set[str]:
+        """The sites of a round, those that have left included."""
+        return self._schedule.asked(number, self._roster.approved)
+
+    def _enough(self, number: int, sites: set[str]) -> bool:
+        """Whether ``sites`` are enough for a round, by the patients of all that it was to ask."""
+        drawn = self._drawn(number)
+        patients = {n: count for n, count in self._roster.patients.items() if n in drawn | sites}
+        return self._quorum.met(sites, patients)
 
     def to_its_end(self) -> Outcome:
         recipe = self._begin()
@@ -178,6 +190,10 @@ class _Run:
         """Whether those who have not left are enough, if all of them train."""
         return self._quorum.met(self._active, self._roster.patients)
 
+    def _can_hold(self, number: int) -> bool:
+        """Whether those of a round's sites who have not left are enough for it."""
+        return self._enough(number, self._drawn(number) & self._active)
+
     def _hold_round(self, recipe: Recipe, aggregator: Aggregator) -> None:
         began = time.monotonic()
         number, weights = self._checkpoint.round + 1, self._checkpoint.weights
@@ -194,8 +210,8 @@ class _Run:
         else:
             contributions, used = self._contributions(inquiry)
         there = set(contributions) if summed is None else set(summed.sites)
-        enough = self._quorum.met(there, self._roster.patients)
-        if not enough and self._can_go_on() and self._sums is None:
+        enough = self._enough(number, there)
+        if not enough and self._can_hold(number) and self._sums is None:
             reasons = {n: str(a.reply.reason or a.reply.status) for n, a in answers.items()}
             raise RunFailed(
                 f"round {number}: {len(contributions) or 'no'} of {len(reasons)} sites gave a "
@@ -210,12 +226,9 @@ class _Run:
             "seconds": round(time.monotonic() - began, 3),
             "aggregated": enough,
             "evaluation": self._start.evaluate(weights) if enough and looked_at else None,
-            "late": [
-                {"site": late.site, "round": late.round, "used": late.site in used}
-                for late in inquiry.late
-            ],
             "sites": site_records(inquiry, self._checkpoint.history, set(self._left)),
         }
+        record["late"] = late_records(inquiry, record["sites"], used)
         self._forecast(number, record["sites"], recipe)
         self._before = dict(inquiry.expected)
         self._save(
@@ -250,12 +263,17 @@ class _Run:
         return Contribution(weights=summed.weights, num_patients=patients)
 
     def _ask(self, number: int, recipe: Recipe, control: Weights) -> tuple[Inquiry, dict[str, int]]:
-        """What is to be asked of whom."""
-        active = self._active
-        nodes = self._roster.wait(
-            self._federation.wait_seconds,
-            lambda there: self._quorum.met(there & active, self._roster.patients),
-        )
+        """What is to be asked of whom; nobody, where too many of the round's sites have left."""
+        active, nodes = self._drawn(number) & self._active, dict[str, int]()
+        if self._can_hold(number):
+            nodes = self._roster.wait(
+                self._federation.wait_seconds,
+                lambda there: self._enough(number, there & active),
+            )
+        else:
+            active = set()
+        if self._federation.sites_per_round is not None:
+            self._start.observe({"event": "asked", "round": number, "sites": sorted(active)})
         request = TrainRequest(
             run_id=self._checkpoint.run_id,
             round=number,
@@ -323,9 +341,10 @@ class _Run:
 
     def _forecast(self, number: int, sites: dict[str, dict[str, Any]], recipe: Recipe) -> None:
         """Note by site the last round that its budget will do for, if it is before the last."""
-        ahead = self._federation.rounds - number
         for name, site in sites.items():
-            left = ahead
+            planned = self._schedule.rounds_of(name, self._roster.approved)
+            planned = [later for later in planned if later > number]
+            left = ahead = len(planned)
             if name in self._left:
                 left = 0
             elif site["epsilon"] is not None:
@@ -336,12 +355,13 @@ class _Run:
                     at_most=ahead,
                     before=self._start.synthetic.paid,
                 )
-            site["stops_after"] = number + left if left < ahead else None
+            site["stops_after"] = [number, *planned][left] if left < ahead else None
 
     def _end_state(self) -> EndState:
         history = self._checkpoint.history
         done = not history or history[-1]["aggregated"]
-        if self._sums is not None:  # a round that was discarded is not held again
+        if self._sums is not None or self._federation.sites_per_round is not None:
+            # a round that was discarded, or whose sites have left, is not held again
             done = not history or any(record["aggregated"] for record in history)
         if self._checkpoint.round == self._federation.rounds and done:
             everyone = all(

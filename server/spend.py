@@ -23,9 +23,10 @@ class SpendTracker:
         self._enrolled = dict(enrolled or {})
         self._last: dict[str, SpendStatement] = {}
         for record in history:
-            for site, answer in record["sites"].items():
-                if answer.get("statement") is not None:
-                    self._last[site] = SpendStatement.from_dict(answer["statement"])
+            late = [(told["site"], told) for told in record.get("late", ())]
+            for site, told in (*late, *record["sites"].items()):
+                if told.get("statement") is not None:
+                    self._last[site] = SpendStatement.from_dict(told["statement"])
 
     def take(self, reply: TrainReply, recipe: Recipe) -> tuple[str, ...]:
         """What is wrong with the statement in ``reply``; if nothing is, it becomes the last one.

@@ -13,7 +13,7 @@ import typer
 
 from common.errors import UsageError
 from common.files import write_atomically
-from simulations import audit_run_command, inversion_command
+from simulations import audit_figure_command, audit_run_command, inversion_command
 from simulations.audit_end import EXIT_INTERRUPTED, EXIT_PASSED, orderly_end
 
 if TYPE_CHECKING:
@@ -37,6 +37,9 @@ app.command(
     context_settings={"ignore_unknown_options": True, "allow_extra_args": True},
     epilog="Exit codes: 0 the page was written; 2 bad input; 130 interrupted.",
 )(inversion_command.inversion)
+app.command(epilog="Exit codes: 0 the figure was written; 2 bad input.")(
+    audit_figure_command.figure
+)
 
 
 @app.command(

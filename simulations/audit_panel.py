@@ -133,6 +133,8 @@ class Panel:
         created: when the audit was made.
         title: of the run.
         other_recipe: whether the engine was audited with other noise or sampling.
+        weights_sha256: of the model under audit.
+        public: whether anyone may see these figures.
     """
 
     gauges: Sequence[Gauge]
@@ -145,6 +147,8 @@ class Panel:
     created: str
     title: str
     other_recipe: bool
+    weights_sha256: str
+    public: bool
     width: float = field(default=_WIDTH)
 
     @property
@@ -199,6 +203,8 @@ def panel(audit: Mapping[str, Any]) -> Panel:
         created=audit["created"],
         title=audit["run"]["title"],
         other_recipe=_other_recipe(audit),
+        weights_sha256=audit["run"]["weights_sha256"],
+        public=audit["run"]["public"] is not None,
     )
 
 

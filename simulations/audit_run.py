@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import itertools
 import json
+import math
 import secrets
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -36,7 +38,8 @@ from simulations.sites import dealt, depth_of, features_cache, load, shared_mode
 # Takes a stage, how much of it is done, and how much there is.
 Progress = Callable[[str, int, int], None]
 
-_SHADOWS_OF_HEADS, _SHADOWS_OF_MODELS = 16, 2
+_MOST_SHADOWS = 16  # more change little
+MOST_SECONDS = 300.0  # for references, if nobody says how many: half of a quick audit's ten minutes
 _SITE = "site"
 
 Part = tuple[Record, ...]
@@ -233,6 +236,7 @@ class RunAudit:
         claims: by name.
         own_others: whether a site's non-members are its own patients, by name.
         num_shadows: references of each site.
+        seconds_each: about how long a reference takes; not measured where their number was given.
         confidence: of all bounds together.
     """
 
@@ -240,6 +244,7 @@ class RunAudit:
     claims: Mapping[str, SiteClaim]
     own_others: Mapping[str, bool]
     num_shadows: int
+    seconds_each: float | None
     confidence: float
 
     @property
@@ -249,15 +254,22 @@ class RunAudit:
 
 
 def audit_run(
-    run: FinishedRun, *, num_shadows: int | None, confidence: float, progress: Progress
+    run: FinishedRun,
+    *,
+    num_shadows: int | None,
+    confidence: float,
+    progress: Progress,
+    clock: Callable[[], float] = time.perf_counter,
 ) -> RunAudit:
     """Attack the released model at every site, with the site's own patients.
 
     Args:
         run: what is audited.
-        num_shadows: references of each site, an even number; ``None``: as many as are cheap.
+        num_shadows: references of each site, an even number; ``None``: at most 16, as many as can
+            be trained for all sites in `MOST_SECONDS`.
         confidence: of the lower bounds of all sites together.
         progress: told how far it is.
+        clock: seconds that have passed.
 
     Raises:
         UsageError: if the data is not what the run had, or there are too few patients.
@@ -267,29 +279,46 @@ def audit_run(
     cohorts = _decoded(study, shares, run.config, progress)
     laboratory = _laboratory(run, study, next(iter(cohorts.values())))
     cohorts = _inputs(laboratory, cohorts, run.config, progress)
+    people = {
+        name: People.joined(*(cohorts[part] for part in share.parts))
+        for name, share in shares.items()
+    }
+    seconds_each = None
     if num_shadows is None:
-        cheap = laboratory.takes_features
-        num_shadows = _SHADOWS_OF_HEADS if cheap else _SHADOWS_OF_MODELS
-    total, counter = len(shares) * num_shadows, itertools.count(1)
+        largest = max(people.values(), key=lambda one: len(one.cohort.labels))
+        seconds_each = laboratory.seconds_each(largest, clock)
+        num_shadows = affordable(seconds_each * len(shares))
+    total, counter = len(shares) * num_shadows * run.rounds, itertools.count(1)
     found = {
         name: audit_site(
             laboratory,
-            People.joined(*(cohorts[part] for part in share.parts)),
+            people[name],
             claims[name],
             num_pairs=num_shadows // 2,
             confidence=1 - (1 - confidence) / len(shares),
             seed=derive_seed(run.config.seed, "audit", name),
             done=lambda: progress("training references", next(counter), total),
         )
-        for name, share in shares.items()
+        for name in shares
     }
     return RunAudit(
         sites=found,
         claims=claims,
         own_others={name: share.own for name, share in shares.items()},
         num_shadows=num_shadows,
+        seconds_each=seconds_each,
         confidence=confidence,
     )
+
+
+def affordable(seconds: float) -> int:
+    """How many references of each site, an even number, if one of each takes ``seconds``.
+
+    >>> [affordable(seconds) for seconds in (0, 1, 40, 150, 151)]
+    [16, 16, 6, 2, 0]
+    """
+    pairs = MOST_SECONDS / (2 * seconds) if seconds else math.inf
+    return 2 * int(min(_MOST_SHADOWS / 2, pairs))
 
 
 def _decoded(

@@ -7,6 +7,7 @@ import math
 import time
 from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -39,14 +40,18 @@ def run(
         int | None,
         typer.Option(
             min=0,
-            help="Reference models of each site, an even number; 16 heads or 2 whole models.",
-            show_default=False,
+            help="Reference models of each site, an even number; 0: the loss alone.",
+            show_default="at most 16, as many as five minutes allow",
         ),
     ] = None,
     confidence: Annotated[float, typer.Option(help="Of all lower bounds together.")] = 0.95,
     engine_file: Annotated[
         Path | None,
-        typer.Option("--engine", help="What fedward audit engine --json wrote, to stand beside."),
+        typer.Option(
+            "--engine",
+            help="What fedward audit engine --json wrote, to stand beside.",
+            show_default="engine.json in RUN_DIR, if it is there",
+        ),
     ] = None,
     json_file: Annotated[
         Path | None, typer.Option("--json", help="Write the figures to this file as well.")
@@ -54,7 +59,8 @@ def run(
 ) -> None:
     """Membership inference against the released model of a run, at each site, by patient.
 
-    Writes audit.json and audit.html into RUN_DIR. The study has to be where the run found it.
+    Writes audit.json and audit.html into RUN_DIR, and the panel into its report.html. The study has
+    to be where the run found it.
     """
     if shadows is not None and shadows % 2:
         raise UsageError(f"--shadows={shadows}: must be even; each pair halves the patients")
@@ -62,6 +68,8 @@ def run(
         raise UsageError(f"--confidence={confidence:g}: must be at least 0.5 and below 1")
     if json_file is not None and not json_file.absolute().parent.is_dir():
         raise UsageError(f"--json={json_file}: no such folder")
+    if engine_file is None and (run_dir / "engine.json").is_file():
+        engine_file = run_dir / "engine.json"
     engine = None if engine_file is None else _engine(engine_file)
     began = time.monotonic()
     try:
@@ -72,6 +80,8 @@ def run(
         raise typer.Exit(EXIT_INTERRUPTED) from None
     result = _result(finished, found) | {"engine": engine, "seconds": time.monotonic() - began}
     _write(result, finished, json_file)
+    if shadows is None and not found.num_shadows:
+        typer.echo(_too_dear(found), err=True)
     for line in _lines(result):
         typer.echo(line)
     typer.echo(str(finished.run_dir.path / "audit.html"))
@@ -88,6 +98,15 @@ def _audited(run_dir: Path, shadows: int | None, confidence: float) -> tuple[Fin
         return finished, audit_run(
             finished, num_shadows=shadows, confidence=confidence, progress=bar
         )
+
+
+def _too_dear(found: RunAudit) -> str:
+    """Why there are no references though nobody asked for none."""
+    minutes = 2 * len(found.sites) * (found.seconds_each or 0.0) / 60
+    return (
+        f"The loss alone was tried: with --shadows 2, reference models would take about "
+        f"{minutes:.0f} minutes."
+    )
 
 
 def _engine(path: Path) -> dict[str, Any]:
@@ -195,6 +214,7 @@ def _finite(value: float) -> float | None:
 def _write(result: Mapping[str, Any], finished: FinishedRun, json_file: Path | None) -> None:
     """Into the run's folder and, if asked, elsewhere; each file whole or not at all."""
     from simulations.audit_panel import render
+    from simulations.evidence import write_pages
 
     text = json.dumps(result, indent=2, allow_nan=False) + "\n"
     mode = 0o644 if result["run"]["public"] is not None else 0o600
@@ -202,9 +222,11 @@ def _write(result: Mapping[str, Any], finished: FinishedRun, json_file: Path | N
     files = {folder / "audit.json": text, folder / "audit.html": render(result)}
     if json_file is not None:
         files[json_file] = text
-    for path, content in files.items():
+    works = {path: partial(write_atomically, path, text, mode=mode) for path, text in files.items()}
+    works[finished.run_dir.report] = partial(write_pages, finished.run_dir, finished.result)
+    for path, work in works.items():
         try:
-            write_atomically(path, content, mode=mode)
+            work()
         except OSError as error:
             raise UsageError(f"{path}: {error.strerror}") from error
 

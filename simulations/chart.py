@@ -7,10 +7,13 @@ print styles, and their labels stay text.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from simulations.page import Page
 from simulations.wording import decimals, plain, round_up, site_names
+
+_MOST_CURVES = 8  # more cannot be told apart
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -204,12 +207,11 @@ def _epsilon_chart(page: Page) -> Chart | None:
     curves: dict[tuple[tuple[float, float | None], ...], list[str]] = {}
     budgets: dict[float, list[str]] = {}
     for site in page.sites:
-        history = [((entry.get("sites") or {}).get(site.name) or {}) for entry in page.rounds]
-        numbers = [entry["round"] for entry in page.rounds]
-        spent = tuple((n, past.get("epsilon")) for n, past in zip(numbers, history, strict=True))
-        curves.setdefault(spent, []).append(site.name)
+        curves.setdefault(_spent(page, site.name), []).append(site.name)
         if site.epsilon_budget is not None:
             budgets.setdefault(site.epsilon_budget, []).append(site.name)
+    if page.samples_sites and len(curves) > _MOST_CURVES:
+        curves = {_largest_spent(page): [site.name for site in page.sites]}
     last_x = page.rounds_planned + 0.5
     references = [
         Line(
@@ -220,7 +222,7 @@ def _epsilon_chart(page: Page) -> Chart | None:
         for budget, names in budgets.items()
     ]
     lines = [
-        Line(label=site_names(names, len(page.sites)), points=points)
+        Line(label=_who(names, page, alone=len(curves) == 1), points=points)
         for points, names in curves.items()
     ]
     caps = f", budget {' and '.join(plain(budget) for budget in budgets)}" if budgets else ""
@@ -234,6 +236,34 @@ def _epsilon_chart(page: Page) -> Chart | None:
         y_ticks=_ticks(max([page.epsilon, *budgets])),
         x_range=(0.5, last_x),
     )
+
+
+def _spent(page: Page, site: str) -> tuple[tuple[float, float | None], ...]:
+    """Epsilon after each round; in rounds that did not ask the hospital nothing was added."""
+    points: list[tuple[float, float | None]] = []
+    for entry in page.rounds:
+        past = (entry.get("sites") or {}).get(site)
+        value = None if past is None else past.get("epsilon")
+        if past is None and page.samples_sites:
+            value = points[-1][1] if points else 0.0
+        points.append((entry["round"], value))
+    return tuple(points)
+
+
+def _largest_spent(page: Page) -> tuple[tuple[float, float | None], ...]:
+    """After each round the largest epsilon of any hospital."""
+    rounds = zip(*(_spent(page, site.name) for site in page.sites), strict=True)
+    return tuple(
+        (points[0][0], max((e for _, e in points if e is not None), default=None))
+        for points in rounds
+    )
+
+
+def _who(names: Sequence[str], page: Page, *, alone: bool) -> str:
+    """Whose curve it is; one of many hospitals that were asked apart is of the largest."""
+    if alone and page.samples_sites:
+        return "largest of any hospital"
+    return site_names(names, len(page.sites))
 
 
 def _ticks(high: float) -> tuple[float, ...]:

@@ -129,12 +129,12 @@ def _noise(
     if not shares:
         return [], "Not computed: the study cannot be split and dealt out yet."
     from client.data.check.size import NoiseToSignal
-    from server.recipe import plan
+    from server.recipe import most_steps, plan
 
     sizes = {name: len({record.patient for record in members}) for name, members in shares.items()}
     total, smallest = sum(sizes.values()), min(sizes, key=lambda name: sizes[name])
     recipe = plan(config, num_patients=total)
-    steps = config.federation.rounds * config.federation.steps_per_round
+    steps = most_steps(config)
     num_weights = _num_weights(study, config)
 
     def cohort(who: str, num_patients: int, num_sites: int = 1) -> NoiseToSignal:

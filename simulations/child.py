@@ -86,14 +86,14 @@ def _follow(
         return "interrupted", EXIT_INTERRUPTED
     finally:
         # A second Ctrl-C must not leave half of the processes behind.
-        with _signals({signal.SIGINT: signal.SIG_IGN, signal.SIGTERM: signal.SIG_IGN}):
+        with signals({signal.SIGINT: signal.SIG_IGN, signal.SIGTERM: signal.SIG_IGN}):
             end_descendants()
 
 
 @contextmanager
 def stoppable() -> Iterator[None]:
     """Ctrl-C, and SIGTERM from a scheduler, end what happens here in the same orderly way."""
-    with _signals({signal.SIGINT: _interrupt, signal.SIGTERM: _interrupt}):
+    with signals({signal.SIGINT: _interrupt, signal.SIGTERM: _interrupt}):
         yield
 
 
@@ -103,7 +103,8 @@ def _interrupt(number: int, frame: object) -> None:
 
 
 @contextmanager
-def _signals(handlers: Mapping[signal.Signals, Any]) -> Iterator[None]:
+def signals(handlers: Mapping[signal.Signals, Any]) -> Iterator[None]:
+    """For a while, signals do what ``handlers`` say."""
     previous = {number: signal.signal(number, handler) for number, handler in handlers.items()}
     try:
         yield

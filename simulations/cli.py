@@ -13,8 +13,10 @@ from server.consortium import command as consortium_command
 from simulations import (
     audit_command,
     bench_data,
+    bench_deployment,
     bench_dp,
     bench_ledger,
+    bench_memory,
     bench_secagg,
     bench_simulation,
     calibrate_command,
@@ -41,9 +43,11 @@ app = typer.Typer(
 
 app.add_typer(ledger_command.app, name="ledger")
 bench_ledger.app.command()(bench_data.data)
+bench_ledger.app.command()(bench_deployment.deployment)
 bench_ledger.app.command()(bench_dp.dp)
 bench_ledger.app.command()(bench_secagg.secagg)
 bench_ledger.app.command()(bench_simulation.simulation)
+bench_ledger.app.command()(bench_memory.memory)
 app.add_typer(bench_ledger.app, name="bench")
 app.add_typer(audit_command.app, name="audit")
 app.add_typer(ray_command.app, name="ray")

@@ -7,9 +7,10 @@ from typing import Any, cast
 
 import ray
 
-from common.config import SimulationConfig
+from common.config import ClientResources, SimulationConfig
 from common.errors import RunFailed
 from server.rounds import Outcome, Start, run
+from simulations.client_memory import process_bytes
 from simulations.code_version import code_version
 from simulations.named_actors import end_idle_others
 from simulations.ray_grid import Host, RayGrid
@@ -22,7 +23,10 @@ def train(starts: Sequence[Start], sites: SimulatedSites) -> list[Outcome]:
     Raises:
         RunFailed: if no process of Ray can be had, or the federation could not finish.
     """
-    hosts = open_hosts(sites.config.simulation, num_sites=len(sites.names))
+    simulation = sites.config.simulation
+    auto = simulation.client_resources is ClientResources.auto
+    memory_bytes = process_bytes(sites) if auto else 0
+    hosts = open_hosts(simulation, num_sites=len(sites.names), memory_bytes=memory_bytes)
     outcomes: list[Outcome] = []
     for start in starts:
         grid = RayGrid(hosts, sites)
@@ -31,26 +35,38 @@ def train(starts: Sequence[Start], sites: SimulatedSites) -> list[Outcome]:
     return outcomes
 
 
-def open_hosts(simulation: SimulationConfig, *, num_sites: int) -> list[Any]:
+def open_hosts(simulation: SimulationConfig, *, num_sites: int, memory_bytes: int = 0) -> list[Any]:
     """Processes for hospitals, as many as fit and are of use.
 
     On a Ray that runs already they stay after the run, named after what they were made for and
     the code that they imported, and the next run finds them.
+
+    Args:
+        simulation: says what each may use.
+        num_sites: of the run.
+        memory_bytes: that each takes; 0 if memory is no matter.
+
+    Raises:
+        RunFailed: if no node of Ray has that much.
     """
-    count = min(num_sites, _that_fit(simulation))
+    count = min(num_sites, _that_fit(simulation, memory_bytes))
     if count == 0:
+        memory = f" and {memory_bytes / 1e9:.2g} GB of memory" if memory_bytes else ""
         raise RunFailed(
             f"simulation.cpus_per_site={simulation.cpus_per_site:g} "
-            f"simulation.gpus_per_site={simulation.gpus_per_site:g}: no node of Ray has that much"
+            f"simulation.gpus_per_site={simulation.gpus_per_site:g}{memory}: no node of Ray has "
+            f"that much{'; set training.memory_gb or physical_batch' if memory_bytes else ''}"
         )
     options: dict[str, Any] = {
         "num_cpus": simulation.cpus_per_site,
         "num_gpus": simulation.gpus_per_site,
         "max_restarts": -1,
+        **({"memory": memory_bytes} if memory_bytes else {}),
     }
     named: list[dict[str, Any]] = [{}] * count
     if simulation.ray_address is not None:
-        stem = f"host-{simulation.cpus_per_site:g}-{simulation.gpus_per_site:g}-{code_version()}"
+        shape = f"{simulation.cpus_per_site:g}-{simulation.gpus_per_site:g}-{memory_bytes}"
+        stem = f"host-{shape}-{code_version()}"
         end_idle_others("host-", but=stem)
         named = [
             {"name": f"{stem}-{number}", "lifetime": "detached", "get_if_exists": True}
@@ -60,7 +76,7 @@ def open_hosts(simulation: SimulationConfig, *, num_sites: int) -> list[Any]:
     return [actor.options(**options, **name).remote() for name in named]
 
 
-def _that_fit(simulation: SimulationConfig) -> int:
+def _that_fit(simulation: SimulationConfig, memory_bytes: int) -> int:
     """How many such processes the nodes hold."""
     total = 0
     for node in cast("list[dict[str, Any]]", ray.nodes()):
@@ -68,5 +84,7 @@ def _that_fit(simulation: SimulationConfig) -> int:
         fit = int(resources.get("CPU", 0) / simulation.cpus_per_site)
         if simulation.gpus_per_site:
             fit = min(fit, int(resources.get("GPU", 0) / simulation.gpus_per_site))
+        if memory_bytes:
+            fit = min(fit, int(resources.get("memory", 0) / memory_bytes))
         total += fit
     return total

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from client.audit.inversion import Victim
     from common.config import Config
     from common.messages import Recipe
+    from simulations.audit_run import FinishedRun
     from simulations.inversion_page import InversionPage, Picture
 
     Image = NDArray[np.float32]
@@ -31,15 +32,26 @@ _SUFFIXES = {".png", ".jpg", ".jpeg"}
 
 def inversion(
     context: typer.Context,
-    out: Annotated[Path, typer.Option(help="Write the page with pictures to this HTML file.")] = (
-        Path("inversion.html")
-    ),
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            help="Write the page with pictures to this HTML file.",
+            show_default="inversion.html, here or in --run",
+        ),
+    ] = None,
+    run: Annotated[
+        Path | None,
+        typer.Option(
+            help="A finished run: its own settings, unless some are given; in its report as well."
+        ),
+    ] = None,
     images: Annotated[
         Path | None,
         typer.Option(help="A folder of PNG or JPEG images, in the place of the study's."),
     ] = None,
     public: Annotated[
-        str | None, typer.Option(help="Why images of --images may be shown to anyone.")
+        str | None,
+        typer.Option(help="Why the images may be shown to anyone, if data.public does not say it."),
     ] = None,
     count: Annotated[int, typer.Option(min=1, max=50, help="How many images.")] = 3,
     json_file: Annotated[
@@ -51,34 +63,62 @@ def inversion(
     Settings are those of fedward simulate: privacy.epsilon=8 model=vit_tiny data.image_size=64.
     Without a study, phantoms are shown.
     """
-    config = _asked(context.args)
+    finished = None if run is None else _finished(run)
+    own = None if context.args else finished
+    config = _asked(_loaded(context.args) if own is None else own.config)
+    out = out or (Path() if run is None else run) / "inversion.html"
     for name, path in (("--out", out), ("--json", json_file)):
         if path is not None and not path.absolute().parent.is_dir():
             raise UsageError(f"{name}={path}: no such folder")
+    shown = public or (config.data.public if images is None else None)
+    if run is not None and not shown:
+        raise UsageError(
+            f"--run={run}: a report shows only images that anyone may see; "
+            "say with --public why these may be"
+        )
     try:
         with orderly_end():
-            page = _page(config, images, public, count)
+            recipe = _planned(config) if own is None else own.recipe
+            page = _page(config, recipe, images, shown, count)
     except KeyboardInterrupt:
         typer.echo("Interrupted; nothing was written.", err=True)
         raise typer.Exit(EXIT_INTERRUPTED) from None
     _write(page, out, json_file)
+    if finished is not None:
+        _put(page, finished)
     typer.echo(page.answer)
     typer.echo(str(out))
 
 
-def _asked(arguments: list[str]) -> Config:
-    """The configuration.
+def _finished(run: Path) -> FinishedRun:
+    from simulations.audit_run import FinishedRun
 
-    Raises:
-        UsageError: if it asks for no privacy, or for volumes.
-    """
+    return FinishedRun.open(run)
+
+
+def _loaded(arguments: list[str]) -> Config:
     import configs
-    from common.config import StudyKind
 
     for word in arguments:
         if word.startswith("-"):
             raise UsageError(f"{word}: no such option; see fedward audit inversion --help")
-    config = configs.load(arguments)
+    return configs.load(arguments)
+
+
+def _planned(config: Config) -> Recipe:
+    from server.recipe import plan
+
+    return plan(config, num_patients=_PLANNED_PATIENTS)
+
+
+def _asked(config: Config) -> Config:
+    """The configuration, if there is something to show.
+
+    Raises:
+        UsageError: if it asks for no privacy, or for volumes.
+    """
+    from common.config import StudyKind
+
     if not config.privacy.private:
         raise UsageError("privacy=none: the update is shown without privacy in any case")
     if config.data.kind is StudyKind.ct_volumes:
@@ -86,16 +126,16 @@ def _asked(arguments: list[str]) -> Config:
     return config
 
 
-def _page(config: Config, folder: Path | None, public: str | None, count: int) -> InversionPage:
+def _page(
+    config: Config, recipe: Recipe, folder: Path | None, public: str | None, count: int
+) -> InversionPage:
     from client.audit.inversion import Victim
     from common.seeds import SimulatedSeeds
-    from server.recipe import plan
     from simulations.inversion_page import InversionPage
     from simulations.progress_bar import ProgressBar
     from simulations.sites import shared_model
 
     cases = _of_study(config, count) if folder is None else _of_folder(config, folder, count)
-    recipe = plan(config, num_patients=_PLANNED_PATIENTS)
     model = shared_model(config, 1 + max(1, *(label for _, label in cases)))
     rows, epsilon = [], 0.0
     with ProgressBar() as progress:
@@ -119,7 +159,7 @@ def _page(config: Config, folder: Path | None, public: str | None, count: int) -
         delta=recipe.delta,
         model=config.model.name,
         source=config.data.name if folder is None else "images of a folder",
-        public=config.data.public if folder is None else public,
+        public=public,
     )
 
 
@@ -174,6 +214,19 @@ def _of_folder(config: Config, folder: Path, count: int) -> list[tuple[Image, in
         except DataError as error:
             raise UsageError(f"--images={folder}: image {number + 1} {error}") from error
     return found
+
+
+def _put(page: InversionPage, finished: FinishedRun) -> None:
+    """Into the run's folder and its report."""
+    from simulations.evidence import write_pages
+    from simulations.inversion_page import with_pictures
+
+    path = finished.run_dir.path / "inversion.json"
+    try:
+        write_atomically(path, json.dumps(with_pictures(page), indent=2, allow_nan=False) + "\n")
+        write_pages(finished.run_dir, finished.result)
+    except OSError as error:
+        raise UsageError(f"--run={finished.run_dir.path}: {error.strerror}") from error
 
 
 def _write(page: InversionPage, out: Path, json_file: Path | None) -> None:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import base64
 import io
+import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,6 +17,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from client.audit.likeness import psnr, ssim
+from common.errors import UsageError
 from simulations.report import pages
 
 SCHEMA = "fedward.inversion/1"
@@ -38,13 +41,40 @@ class Picture:
         found = {"psnr": psnr(original, pixels), "ssim": ssim(original, pixels)}
         return cls(title=title, pixels=pixels, **found)
 
+    @classmethod
+    def from_dict(cls, content: Mapping[str, Any]) -> Picture:
+        """What `to_dict` made, in 256 shades; a picture with an SSIM alone is exact.
+
+        Raises:
+            KeyError, TypeError, ValueError, OSError: it is something else.
+        """
+        ssim_found, psnr_found = content["ssim"], content["psnr_db"]
+        exact = ssim_found is not None and psnr_found is None
+        with Image.open(io.BytesIO(base64.b64decode(content["png"], validate=True))) as image:
+            pixels = np.asarray(image.convert("L"), dtype=np.float64) / 255
+        return cls(
+            title=content["title"],
+            pixels=pixels,
+            psnr=math.inf if exact else psnr_found,
+            ssim=ssim_found,
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready; an infinite figure is null."""
+        figures = {"ssim": self.ssim, "psnr_db": _finite(self.psnr)}
+        return {"title": self.title, "png": self._png, **figures}
+
     @property
     def source(self) -> str:
         """As a data URI."""
+        return f"data:image/png;base64,{self._png}"
+
+    @property
+    def _png(self) -> str:
         file = io.BytesIO()
         grey = np.rint(255 * np.clip(self.pixels, 0, 1)).astype(np.uint8)
         Image.fromarray(grey).save(file, format="PNG", optimize=True)
-        return "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()
+        return base64.b64encode(file.getvalue()).decode()
 
     @property
     def likeness(self) -> str:
@@ -120,20 +150,63 @@ class InversionPage:
             "images": self.source,
             "public": self.public,
             "noise_multiplier": self.noise_multiplier,
-            "epsilon_of_step": self.epsilon if math.isfinite(self.epsilon) else None,
+            "noise": self.target,
+            "epsilon_of_step": _finite(self.epsilon),
             "delta": self.delta,
             "ssim_of_plain_grey": self.of_grey,
             "rows": [
                 {
-                    picture.title: {
-                        "ssim": picture.ssim,
-                        "psnr_db": picture.psnr if math.isfinite(picture.psnr or 0) else None,
-                    }
+                    picture.title: {"ssim": picture.ssim, "psnr_db": _finite(picture.psnr)}
                     for picture in row[1:]
                 }
                 for row in self.rows
             ],
         }
+
+
+def with_pictures(page: InversionPage) -> dict[str, Any]:
+    """As `InversionPage.to_dict`, with all that the page shows."""
+    pictures = [[picture.to_dict() for picture in row] for row in page.rows]
+    return page.to_dict() | {"pictures": pictures}
+
+
+def read_inversion(run_dir: Path) -> InversionPage | None:
+    """The pictures in the folder of a run, ``None`` if there are none.
+
+    Raises:
+        UsageError: ``inversion.json`` cannot be read.
+    """
+    path = run_dir / "inversion.json"
+    if not path.is_file():
+        return None
+    try:
+        return _page(json.loads(path.read_text()))
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UsageError(f"{path}: not pictures of an inversion ({error})") from error
+
+
+def _page(content: Mapping[str, Any]) -> InversionPage:
+    if content["schema"] != SCHEMA:
+        raise ValueError(f"schema={content['schema']!r}: this version reads {SCHEMA!r} only")
+    if content["public"] is None:
+        raise ValueError("images that nobody called public")
+    if not content["pictures"] or min(map(len, content["pictures"])) < 2:
+        raise ValueError("pictures: there are none")
+    epsilon = content["epsilon_of_step"]
+    return InversionPage(
+        rows=[[Picture.from_dict(picture) for picture in row] for row in content["pictures"]],
+        target=content["noise"],
+        noise_multiplier=float(content["noise_multiplier"]),
+        epsilon=math.inf if epsilon is None else float(epsilon),
+        delta=float(content["delta"]),
+        model=content["model"],
+        source=content["images"],
+        public=content["public"],
+    )
+
+
+def _finite(value: float | None) -> float | None:
+    return value if value is None or math.isfinite(value) else None
 
 
 def stretched(image: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -148,4 +221,4 @@ def stretched(image: NDArray[np.float64]) -> NDArray[np.float64]:
 
 def render(page: InversionPage) -> str:
     """The HTML page: no script, no request, no other file."""
-    return pages().get_template("inversion.html.jinja").render(page=page)
+    return pages().get_template("inversion.html.jinja").render(inversion=page)

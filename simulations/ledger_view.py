@@ -6,7 +6,7 @@ import csv
 import io
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from rich.console import Console, Group
@@ -22,8 +22,11 @@ from common.privacy.chain import dump_events
 from common.privacy.events import (
     Event,
     PoissonGaussianSteps,
+    SummedDiscreteGaussianSteps,
+    alone,
     patient_level,
     repeat,
+    rests_on_others,
     split,
 )
 from simulations.ledger_reading import Reading, Request
@@ -70,6 +73,8 @@ def totals(reading: Reading) -> dict[str, Any]:
         by_patient = [patient_level(one, cohort.images_per_patient) for one in reading.spent]
         fields["images_per_patient"] = cohort.images_per_patient
         fields["epsilon_patient"] = _finite(budget.spent(by_patient))
+    if rests_on_others(reading.spent):
+        fields["epsilon_alone"] = _finite(budget.spent_alone(reading.spent))
     return fields
 
 
@@ -145,6 +150,10 @@ def total_line(reading: Reading) -> str:
     if "epsilon_patient" in fields:
         bound = fields["epsilon_patient"]
         patient = f" (patient level {infinite if bound is None else rounded_up(bound)})"
+    if "epsilon_alone" in fields:
+        bound = fields["epsilon_alone"]
+        figure = infinite if bound is None else rounded_up(bound)
+        patient += f" ({figure} if no other hospital can be trusted)"
     open_words = f", {fields['num_open']} of them open" if fields["num_open"] else ""
     return (
         f"total: epsilon {epsilon}{patient}, {'no cap' if cap is None else f'cap {cap:g}'}, "
@@ -157,7 +166,9 @@ def total_line(reading: Reading) -> str:
 class Forecast:
     """Epsilon (index: rounds from now) if ``recipe`` goes on, and how many rounds the cap grants.
 
-    ``rounds_left`` is absent where there is no cap.
+    ``rounds_left`` is absent where there is no cap. ``alone`` has the same figures if no other
+    hospital can be trusted, and is empty where nothing rests on others; a ledger does not know the
+    cap on these.
     """
 
     name: str
@@ -165,10 +176,13 @@ class Forecast:
     budget: Budget
     epsilons: tuple[float, ...]
     rounds_left: int | None
+    alone: tuple[float, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready fields; an infinite epsilon is null."""
+        without = {"epsilon_alone": [_finite(value) for value in self.alone]} if self.alone else {}
         return {
+            **without,
             "name": self.name,
             "recipe": dump_events(self.recipe),
             "delta": self.budget.delta,
@@ -199,16 +213,25 @@ class Recipe:
         given = {name: getattr(self, name) for name in self.__slots__}
         if last and all(value is None for value in given.values()):
             return last
-        steps = [event for event in last if isinstance(event, PoissonGaussianSteps)]
+        steps = [
+            event
+            for event in last
+            if isinstance(event, PoissonGaussianSteps | SummedDiscreteGaussianSteps)
+        ]
         for name, value in given.items():
             if value is None and not steps:
                 option = name.replace("_", "-")
                 raise UsageError(
                     f"{reading.name}: no training in it to go on with: give --{option}"
                 )
-            given[name] = getattr(steps[-1], name) if value is None else value
+        said = {name: value for name, value in given.items() if value is not None}
         try:
-            return (PoissonGaussianSteps(**given),)
+            if not steps:
+                return (PoissonGaussianSteps(**given),)
+            before = steps[-1]
+            if isinstance(before, SummedDiscreteGaussianSteps) and "noise_multiplier" in said:
+                before = before.gaussian()  # the shares of another amount are not known
+            return (replace(before, **said),)
         except ValueError as error:
             raise UsageError(str(error)) from error
 
@@ -227,16 +250,24 @@ def forecast(
     by = build(budget.accountant)
     one_round = [split(event) for event in recipe]
 
-    def after(number: int) -> float:
+    def events_after(number: int) -> list[Event]:
         more = [repeat(event, count * number) for event, count in one_round] if number else []
-        return by.epsilon([*reading.spent, *more], budget.delta)
+        return [*reading.spent, *more]
+
+    def after(number: int) -> float:
+        return by.epsilon(events_after(number), budget.delta)
+
+    def alone_after(number: int) -> float:
+        return by.epsilon([alone(event) for event in events_after(number)], budget.delta)
 
     capped = math.isfinite(budget.epsilon)
+    shared = rests_on_others([*reading.spent, *recipe])
     return Forecast(
         name=reading.name,
         recipe=recipe,
         budget=budget,
         epsilons=tuple(after(number) for number in range(rounds + 1)),
+        alone=tuple(alone_after(number) for number in range(rounds + 1)) if shared else (),
         rounds_left=remaining_rounds(budget=budget, spent=reading.spent, recipe=recipe)
         if capped
         else None,
@@ -250,16 +281,22 @@ def show_forecast(console: Console, ahead: Forecast) -> None:
     table = Table(title=_text(ahead.name), title_justify="left")
     table.add_column("rounds from now", justify="right")
     table.add_column("epsilon", justify="right")
+    if ahead.alone:
+        table.add_column("alone", justify="right")
     table.add_column(f"0 to {scale:.3g}", min_width=_BAR + 1, no_wrap=True)
     for number in _spread(len(ahead.epsilons) - 1):
         epsilon = ahead.epsilons[number]
-        table.add_row(str(number), rounded_up(epsilon), _bar(epsilon, ahead.budget.epsilon, scale))
+        figures = [rounded_up(values[number]) for values in (ahead.epsilons, ahead.alone) if values]
+        table.add_row(str(number), *figures, _bar(epsilon, ahead.budget.epsilon, scale))
     budget = ahead.budget
     terms = (
         f"each round: {describe(ahead.recipe)}; delta {budget.delta:.3g}, unit "
         f"{budget.unit.value}, accountant {budget.accountant}"
     )
-    console.print(Group(table, Text(terms), Text(_stop(ahead))), soft_wrap=True)
+    words = [terms, _stop(ahead)]
+    if ahead.alone:
+        words.insert(1, "alone: if no other hospital can be trusted")
+    console.print(Group(table, *map(Text, words)), soft_wrap=True)
 
 
 def _stop(ahead: Forecast) -> str:

@@ -32,6 +32,7 @@ from server.checkpoint import Checkpoint, latest_checkpoint
 from server.end_state import EndState
 from server.recipe import plan
 from server.rounds import Outcome
+from server.schedule import Schedule
 from simulations import model_card, report
 from simulations.evaluation import HeldOut
 from simulations.predictions import Predictions, TestSet
@@ -168,6 +169,8 @@ def privacy_facts(hospitals: Hospitals, sites: SimulatedSites, recipe: Recipe) -
         "sampling_rate": recipe.sampling_rate,
         "steps_per_round": recipe.steps,
         "rounds_planned": config.federation.rounds,
+        "sites_per_round": config.federation.sites_per_round,
+        "most_rounds_of_a_site": Schedule.of(config).most_rounds,
         "trust": config.federation.trust.value,
         "sites": spends,
         "epsilon_federation": max(spent) if private else None,

@@ -28,6 +28,7 @@ class Progress:
         self._console = console or Console()
         self._live: Live | None = None
         self._sites: dict[str, dict[str, Any]] = {}
+        self._asked: set[str] = set()
         self._stage = "starting"
         self._meaning = ""
         self._round = 0
@@ -61,6 +62,8 @@ class Progress:
                 self._line(f"{self._stage} ...")
             case "planned":
                 self._plan(event)
+            case "asked":
+                self._asked = set(event["sites"])
             case "site":
                 self._site(event)
             case "stranger":
@@ -82,6 +85,7 @@ class Progress:
         self._round = event["first_round"]
         self._stage = "training"
         self._began = time.monotonic()
+        self._asked = set(event["sites"])
         for name, num_patients in event["sites"].items():
             self._sites[name] = {
                 "num_patients": num_patients,
@@ -129,7 +133,7 @@ class Progress:
         self._began = time.monotonic()
         auroc = "" if self._auroc is None else f"validation AUROC {self._auroc:.3f}  "
         sites = ", ".join(
-            f"{name} {self._epsilon(name)}{self._remark(name)}" for name in sorted(self._sites)
+            f"{name} {self._epsilon(name)}{self._remark(name)}" for name in sorted(event["sites"])
         )
         self._line(
             f"round {event['round']}/{self._config.federation.rounds}  {auroc}"
@@ -221,7 +225,7 @@ class Progress:
         if not self._sites:
             return Group(Text(f"{self._stage} ... {elapsed:.0f} s"))
         table = Table("site", "patients", "epsilon", "budget ends", "state", caption=self._meaning)
-        for name in sorted(self._sites):
+        for name in sorted(self._asked):
             site = self._sites[name]
             state = site["status"] if site["status"] != "waiting" else "in training"
             reason = site.get("reason")

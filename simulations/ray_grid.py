@@ -10,13 +10,13 @@ from __future__ import annotations
 import sys
 import uuid
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import ray
 from flwr.app import Error, Message, RecordDict
-from ray.exceptions import RayError
+from ray.exceptions import ActorDiedError, RayError
 
 from common import wire
 from simulations.local_grid import LocalGrid, be_somebody, context_of, set_number
@@ -97,8 +97,9 @@ class RayGrid(LocalGrid):
     """Nodes that live in actors.
 
     A hospital goes to the process where it is open, or, rather than wait, to a free one. If a
-    process dies the messages that it had are answered with an error, as Flower does; Ray starts it
-    again.
+    process dies, or its node, the message that it had is answered with an error, as Flower does.
+    Ray starts it again, elsewhere if need be and there is room; until it answers it gets nothing,
+    and the others do its work.
     """
 
     def __init__(self, hosts: Sequence[Any], sites: SimulatedSites) -> None:
@@ -110,6 +111,7 @@ class RayGrid(LocalGrid):
         self._free = list(range(len(hosts)))
         self._waiting: deque[_Question] = deque()
         self._out: dict[Any, tuple[_Question, int]] = {}
+        self._coming_back: dict[Any, int] = {}
         self._home: dict[int, int] = {}
         self._last: tuple[RecordDict | None, Any] = (None, None)
 
@@ -159,18 +161,36 @@ class RayGrid(LocalGrid):
 
     def _collect(self) -> None:
         """Take what has been answered, or has died."""
-        if not self._out:
-            return
-        done, _ = ray.wait(list(self._out), num_returns=len(self._out), timeout=0)
-        for task in done:
+        for task in _done(self._coming_back):
+            self._look_again(task, self._coming_back.pop(task))
+        for task in _done(self._out):
             question, host = self._out.pop(task)
+            try:
+                self._replies[question.number] = ray.get(task)
+                self._free.append(host)
+            except RayError as error:
+                print(f"node {question.node}: {error}", file=sys.stderr, flush=True)
+                self._lose(question)
+                self._coming_back[self._hosts[host].ready.remote()] = host
+        if not (self._free or self._out or self._coming_back):  # nobody will ever answer
+            while self._waiting:
+                self._lose(self._waiting.popleft())
+
+    def _look_again(self, task: Any, host: int) -> None:
+        """Take the process back, ask it once more, or give it up."""
+        try:
+            ray.get(task)
             self._free.append(host)
-            self._replies[question.number] = _reply(task, question)
+        except ActorDiedError as error:  # it could not be started: Ray does not try again
+            print(f"a process for hospitals: {error}", file=sys.stderr, flush=True)
+        except RayError:
+            self._coming_back[self._hosts[host].ready.remote()] = host
+
+    def _lose(self, question: _Question) -> None:
+        lost = Error(code=_LOST, reason="its process died")
+        self._replies[question.number] = Message(lost, reply_to=question.message)
 
 
-def _reply(task: Any, question: _Question) -> Message:
-    try:
-        return ray.get(task)
-    except RayError as error:
-        print(f"node {question.node}: {error}", file=sys.stderr, flush=True)
-        return Message(Error(code=_LOST, reason="its process died"), reply_to=question.message)
+def _done(tasks: Mapping[Any, Any]) -> list[Any]:
+    """Those that are over, without waiting."""
+    return ray.wait(list(tasks), num_returns=len(tasks), timeout=0)[0] if tasks else []

@@ -1,13 +1,15 @@
 """The page of a run: `result.json` in, one self-contained HTML file out.
 
 The page shows nothing that `result.json` does not hold (docs/result.md), so it may go wherever
-that file may go. Epsilons and true-positive-rate bounds are rounded up, never down.
+that file may go; with an audit of the run in it, only where that may go. Epsilons and
+true-positive-rate bounds are rounded up, never down.
 """
 
 from __future__ import annotations
 
 from importlib.resources import files
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from jinja2 import Environment, FunctionLoader, StrictUndefined
 
@@ -17,10 +19,17 @@ from simulations.chart import charts, interval_axis, reliability_chart
 from simulations.page import Page, Result
 from simulations.wording import decimals, doubt, estimate, intervals, plain, round_up, unbroken
 
+if TYPE_CHECKING:
+    from simulations.evidence import Evidence
+
 SCHEMA = "fedward.result/1"
+_REFUTED = (
+    "The epsilon that is claimed for it is refuted: an audit found more than it allows, so it does "
+    "not hold."
+)
 
 
-def render(result: Result) -> str:
+def render(result: Result, evidence: Evidence | None = None) -> str:
     """The HTML page of one run, as a string.
 
     Needs no network, no script and no other file. Fields that a run did not reach (a failed run has
@@ -28,6 +37,7 @@ def render(result: Result) -> str:
 
     Args:
         result: the content of `result.json`.
+        evidence: what was measured of the run's privacy, if anything was.
 
     Raises:
         UsageError: the schema is not one that this version reads.
@@ -40,10 +50,12 @@ def render(result: Result) -> str:
     template = pages().get_template("report.html.jinja")
     return template.render(
         page=page,
-        answer=answer(result),
+        answer=answer(result, refuted=bool(evidence and evidence.refuted)),
         charts=charts(page),
         reliability=reliability_chart(page),
         axis=interval_axis(page),
+        audit=evidence and evidence.audit,
+        inversion=evidence and evidence.inversion,
     )
 
 
@@ -72,23 +84,25 @@ def _source(name: str) -> str:
     return (files("simulations") / name).read_text(encoding="utf-8")
 
 
-def write(result: Result, path: Path) -> None:
-    """Write the page to ``path``, whole or not at all.
+def write(result: Result, path: Path, evidence: Evidence | None = None) -> None:
+    """Write the page to ``path``, whole or not at all; for its owner alone where evidence asks it.
 
     Raises:
         UsageError: as `render`.
         OSError: the folder cannot be written.
     """
-    write_atomically(path, render(result))
+    mode = 0o644 if evidence is None else evidence.mode
+    write_atomically(path, render(result, evidence), mode=mode)
 
 
-def answer(result: Result) -> str:
+def answer(result: Result, *, refuted: bool = False) -> str:
     """What came out, in two sentences: how good the model is, and how private.
 
-    Never calls a run private unless a finite epsilon holds for every hospital.
+    Never calls a run private unless a finite epsilon holds for every hospital, and no audit has
+    ``refuted`` what is claimed.
     """
     page = Page(result)
-    return f"{_utility(page)} {_privacy(page)}"
+    return f"{_utility(page)} {_REFUTED if refuted else _privacy(page)}"
 
 
 def _utility(page: Page) -> str:

@@ -56,14 +56,11 @@ def _anew(path: Path) -> Path:
         from simulations.comparison.page import write as write_comparison
 
         return _writing(path, lambda: write_comparison(_read(comparison, "comparison"), path))
-    from simulations import model_card
-    from simulations.report import write
+    from simulations.evidence import write_pages
 
     run_dir = RunDir(path=path)
     result = _read(run_dir.result, "run")
-    _writing(path, lambda: write(result, run_dir.report))
-    if run_dir.weights.is_file() and result.get("final"):
-        _writing(path, lambda: model_card.write(result, run_dir.model_card))
+    _writing(path, lambda: write_pages(run_dir, result))
     return run_dir.report
 
 

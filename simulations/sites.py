@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from client.classifier import SiteModel
     from client.local_model import LocalModel
     from client.secure_aggregation.secure_site import SecureSite
+    from client.shared_model import SharedModel
     from client.site import Site, SiteSetup
     from client.synthesis.site_generator import SiteGenerator
 
@@ -270,14 +271,18 @@ class SimulatedSites:
         """The site of this node."""
         name = self.names[int(context.node_config["partition-id"])]
         key = (str(self.run_dir.path), name)
-        if key not in _open_sites:
+        site = _open_sites.pop(key, None)
+        if site is None:
             import torch
 
             from client.site import Site
 
+            while len(_open_sites) >= self.config.simulation.open_sites:
+                del _open_sites[next(iter(_open_sites))]
             torch.set_num_threads(max(1, int(self.config.simulation.cpus_per_site)))
-            _open_sites[key] = self._open(Site(self.setup(name)), name)
-        return _open_sites[key]
+            site = self._open(Site(self.setup(name)), name)
+        _open_sites[key] = site
+        return site
 
     def _open(self, site: Site, name: str) -> Site | SecureSite:
         federation = self.config.federation
@@ -321,13 +326,23 @@ class SimulatedSites:
             study=self.config.data.name,
             pool=open_pool(self.run_dir),
             initial=open_initial(self.run_dir),
-            cache=features_cache(self.config),
+            cache=self._features_cache(),
         )
 
     def _model(self, depth: int | None) -> LocalModel:
         if self.config.job is Job.synthesize:
             return shared_generator(self.config, self.num_classes)
-        return shared_model(self.config, self.num_classes, depth)
+        from client.shared_model import SharedModel
+
+        own = shared_model(self.config, self.num_classes, depth)
+        # What is trained may change within a run, after synthetic images have had their turn.
+        return _models.setdefault((str(self.run_dir.path), repr(own)), SharedModel(own))
+
+    def _features_cache(self) -> Path | None:
+        """Beside decoded images, if there is a folder; hospitals that are closed need one."""
+        if len(self.names) > self.config.simulation.open_sites:
+            return features_cache(self.config) or self.run_dir.work / "features"
+        return features_cache(self.config)
 
     def _run_seed(self) -> int:
         """The run's seed; where ledgers outlive runs, one of this run alone.
@@ -352,13 +367,16 @@ def _memory_bytes(config: Config) -> float | None:
     return None if limit is None else limit * 1e9
 
 
+# In order of use: the first one was asked longest ago.
 _open_sites: dict[tuple[str, str], Site | SecureSite] = {}
+_models: dict[tuple[str, str], SharedModel] = {}
 
 
 def close_sites(run_dir: RunDir) -> None:
     """Forget the sites of a run that is over, in a process that goes on to others."""
-    for key in [key for key in _open_sites if key[0] == str(run_dir.path)]:
-        del _open_sites[key]
+    for known in (_open_sites, _models):
+        for key in [key for key in known if key[0] == str(run_dir.path)]:
+            del known[key]
 
 
 def shared_model(config: Config, num_classes: int, depth: int | None = None) -> SiteModel:

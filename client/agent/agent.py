@@ -6,7 +6,7 @@ import logging
 import math
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -15,18 +15,23 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from client.agent import rules, schema
+from client.agent import pinned, rules, schema
 from client.agent.approval import Approvals
 from client.agent.audit import AuditLog, Kind
+from client.agent.pinned import Pin, PinnedRoster
 from client.agent.policy import Policy
 from client.agent.policy_file import PolicyFile, Reading
 from client.agent.rules import Work
 from client.agent.schema import Question
 from client.site import event_of
+from common.config import Trust
 from common.errors import LedgerError
 from common.messages import Reason, SiteDescription, Status, TrainReply, TrainRequest
 from common.privacy.budget import Budget
 from common.privacy.events import dump
+from common.secure_aggregation import conversation, task
+from common.secure_aggregation.conversation import SecureAnswer, Step
+from common.secure_aggregation.roster import Roster
 
 _log = logging.getLogger("fedward.agent")
 
@@ -45,6 +50,27 @@ class HeldSite(Protocol):
     def train(self, request: TrainRequest) -> TrainReply:
         """Train one round, or say why not."""
         ...
+
+
+class AnswersSums(Protocol):
+    """A site's part in secure sums: `client.secure_aggregation.secure_site.SecureSite`."""
+
+    def answer(self, data: bytes, request: TrainRequest | None = None) -> bytes:
+        """The answer to one question."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Sums:
+    """What an agent needs for secure sums.
+
+    Attributes:
+        roster: file of the roster that is pinned here, if there is one.
+        part: the site's part in sums among the hospitals of a roster.
+    """
+
+    roster: Path | None
+    part: Callable[[Roster], AnswersSums]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -67,6 +93,7 @@ class _Outcome:
     reason: Reason | None = None
     answer: Answer
     reply: TrainReply | None = None
+    spend: Mapping[str, Any] | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -90,6 +117,8 @@ class Agent:
         read or written, everything is refused. What leaves is a message of `schema` or a code.
         With ``gate_uid``, only that user's process is answered, and a request counts only if it
         claims the bundle that this process names; without, the claim of who asks is believed.
+        A secure sum is held to the roster that is pinned here and to what the policy insists on at
+        every step; keys, masks and shares are the site's, and none of them passes the socket.
     """
 
     def __init__(
@@ -100,26 +129,30 @@ class Agent:
         policy: Path,
         approvals: Approvals,
         audit: AuditLog,
+        sums: Sums | None = None,
         gate_uid: int | None = None,
         now: Callable[[], datetime] = _local_now,
     ) -> None:
         self._site, self._work, self._approvals = site, work, approvals
         self._audit, self._now, self._gate_uid = audit, now, gate_uid
         self._policy = PolicyFile(policy, self._note_policy)
+        self._sums = sums
+        self._pin = PinnedRoster(None if sums is None else sums.roster, self._look, self._note_pin)
         self._lock = threading.Lock()  # one training at a time, under the policy it was held to
 
     def look_at_policy(self) -> Reading:
-        """Reads the policy; a change since the last reading goes to the audit log.
+        """Reads policy and roster; a change since the last reading goes to the audit log.
 
         Raises:
             LedgerError: The change could not be logged.
         """
+        self._pin.current()
         return self._policy.current()
 
     def answer(
         self, kind: str, content: bytes, uid: int | None = None, named: str | None = None
     ) -> Answer:
-        """The answer to a question of ``kind`` (``describe`` or ``train``).
+        """The answer to a question of ``kind`` (``describe``, ``train`` or ``secure``).
 
         Args:
             kind: What was asked.
@@ -128,7 +161,7 @@ class Agent:
             named: The bundle in whose name it says it asks, beside the message.
         """
         try:
-            with self._lock if kind == "train" else nullcontext():
+            with nullcontext() if kind == "describe" else self._lock:
                 return self._logged(kind, content, _Asker(uid=uid, named=named))
         except LedgerError:
             _log.exception("the audit log cannot be written; refused")
@@ -166,6 +199,8 @@ class Agent:
         }
         if question is not None and question.train is not None and outcome.reply is not None:
             row |= _trained(question.train, outcome.reply)
+        if outcome.spend is not None:
+            row |= {"update_norm": None, "ledger": _place(outcome.spend)}
         self._audit.append(Kind.answered, row)
         return outcome.answer
 
@@ -182,6 +217,8 @@ class Agent:
             return self._refused(kind, Reason.bad_request)
         if not self._approvals.allow(question.bundle):
             return self._refused(kind, Reason.unapproved_code)
+        if question.sums is not None:
+            return self._sum(question, question.sums, policy)
         if question.train is None:
             content = schema.description_bytes(self._site.describe())
             return _Outcome(decision="described", answer=Answer(status=200, content=content))
@@ -199,9 +236,35 @@ class Agent:
             reply=reply,
         )
 
+    def _sum(self, question: Question, asked: conversation.Question, policy: Policy) -> _Outcome:
+        """A step of a secure sum; what the policy does not allow is refused uncharged."""
+        work, roster, trust = self._work, self._pin.current().roster, Trust.secure_aggregation
+        reason = rules.unsuited(policy, work, trust) or rules.unpinned(policy, asked.terms, roster)
+        if asked.step in {Step.keys, Step.shares, Step.masked}:  # once charged, a round is finished
+            reason = reason or rules.closed(policy, self._now())
+        if question.train is not None:
+            reason = reason or rules.refusal(policy, work, question.train.recipe, trust)
+        if reason is not None or roster is None or self._sums is None:
+            return self._refused("secure", reason or Reason.no_roster)
+        self._site.hold_to(policy.studies[work.study])
+        said = self._sums.part(roster).answer(question.data, question.train)
+        found = SecureAnswer.from_bytes(said)
+        done = "trained" if asked.step is Step.masked else "answered"
+        return _Outcome(
+            decision=done if found.reason is None else "refused",
+            reason=found.reason,
+            answer=Answer(status=200, content=schema.secure_reply_bytes(said)),
+            spend=found.spend,
+        )
+
     def _refused(self, kind: str, reason: Reason) -> _Outcome:
         status = 400 if reason is Reason.bad_request else 403
         answer = Answer(status=status, reason=reason)
+        if kind == "secure":
+            about = self._site.describe()
+            said = SecureAnswer(site=about.site, num_patients=about.num_patients, reason=reason)
+            content = schema.secure_reply_bytes(said.to_bytes())
+            answer = Answer(status=status, content=content, reason=reason)
         if kind == "train":
             about = self._site.describe()
             reply = TrainReply(
@@ -221,6 +284,17 @@ class Agent:
         fields = {"policy": reading.sha256, "readable": readable, "changed": list(changed)}
         self._audit.append(Kind.policy, fields)
 
+    def _look(self, path: Path | None) -> Pin:
+        name, key = self._site.describe().site, self._approvals.key.public_key
+        return pinned.read(path, name=name, public_key=key)
+
+    def _note_pin(self, pin: Pin, before: Pin) -> None:
+        if pin.roster is None:
+            _log.warning("no roster can be used, secure sums are refused: %s", pin.problem)
+        if pin.digest != before.digest:
+            names = [] if pin.roster is None else list(pin.roster.names)
+            self._audit.append(Kind.roster, {"roster": pin.digest, "hospitals": names})
+
 
 def _asked(
     kind: str, question: Question | None, asker: _Asker, reading: Reading
@@ -231,8 +305,16 @@ def _asked(
         "bundle": None if question is None else question.bundle,
         "policy": reading.sha256,
     }
-    if question is not None and question.train is not None:
-        train = question.train
+    if question is None:
+        return row
+    train, sums = question.train, question.sums
+    if sums is not None:
+        terms = sums.terms
+        row |= {"run": terms.run_id, "round": terms.round, "step": sums.step.value}
+        row |= {"roster": terms.roster, "colluders": terms.max_colluders}
+        if train is not None:
+            row["event"] = dump(task.event_of(train.recipe, sums.mechanism))
+    elif train is not None:
         row |= {"run": train.run_id, "round": train.round, "event": dump(event_of(train.recipe))}
     return row
 
@@ -247,5 +329,10 @@ def _trained(request: TrainRequest, reply: TrainReply) -> dict[str, object]:
         )
         row["update_norm"] = math.sqrt(squares)
     if reply.spend is not None:
-        row["ledger"] = {name: reply.spend[name] for name in ("cohort", "length", "head")}
+        row["ledger"] = _place(reply.spend)
     return row
+
+
+def _place(spend: Mapping[str, Any]) -> dict[str, Any]:
+    """Where the ledger stood."""
+    return {name: spend[name] for name in ("cohort", "length", "head")}

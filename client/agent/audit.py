@@ -35,6 +35,7 @@ class Kind(Enum):
     asked = "asked"
     answered = "answered"
     policy = "policy_changed"
+    roster = "roster_pinned"
     approved = "bundle_approved"
     revoked = "bundle_revoked"
 

@@ -52,6 +52,20 @@ def check_policy(
     typer.echo(f"{file}: sound; studies: {studies}; sha256 {reading.sha256[:16]}")
 
 
+@policy_app.command("show")
+def show_policy(
+    file: Annotated[Path, typer.Argument(help="The policy's file.")],
+) -> None:
+    """Print what a policy comes to: caps, whose noise may protect, what a round may be."""
+    from client.agent import policy, policy_file
+
+    reading = policy_file.read(file)
+    if reading.policy is None:
+        raise UsageError(reading.problem)
+    for line in policy.lines(reading.policy):
+        typer.echo(line)
+
+
 @policy_app.command("template")
 def policy_template() -> None:
     """Print a policy to start from, with what each setting means."""
@@ -84,6 +98,24 @@ def gate(
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
     logging.getLogger("httpx").setLevel(logging.WARNING)  # a line for each question otherwise
     gate_door.run(file)
+
+
+@app.command()
+def runner(
+    gate: Annotated[str, typer.Option(metavar="127.0.0.1:PORT", help="Where the gate listens.")],
+) -> None:
+    """Run each approved bundle in a process of its own, for each message. Until SIGTERM or SIGINT.
+
+    Takes the place of flower-superexec.
+    """
+    from client.agent import gate_file
+
+    address = gate_file.loopback("--gate", gate)
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
+    logging.getLogger("httpx").setLevel(logging.WARNING)  # a line for each question otherwise
+    from client.agent import runner as runners
+
+    runners.run(address)
 
 
 @app.command("key")
@@ -136,7 +168,8 @@ def status(
 
     file = site_file.read(config)
     with _one_line():
-        found = site_status.read(file, last=last)
+        authority = config.absolute().parent / "ca.crt"
+        found = site_status.read(file, last=last, authority=authority)
     if as_json:
         typer.echo(json.dumps(found.to_dict(), indent=2, allow_nan=False))
     else:
@@ -144,6 +177,8 @@ def status(
             typer.echo(_cohort_line(cohort))
         for one in found.rounds:
             typer.echo(_line(one.to_dict()))
+        if found.authority_ends is not None:
+            typer.echo(f"next expiry: the consortium's authority, {found.authority_ends:%Y-%m-%d}")
         for problem in found.problems:
             typer.echo(f"Error: {problem}", err=True)
     if not found.ok:
@@ -306,8 +341,12 @@ def _cohort_line(cohort: CohortStatus) -> str:
     if cap is None or spent is None:
         return f"cohort {cohort.cohort[:16]} ({name}): the policy has no cap for it"
     left = max(0.0, cap.epsilon - spent)
+    alone = cohort.epsilon_alone
+    no_trust = "" if alone is None else f"; {alone:.4g} if no other hospital can be trusted"
+    if alone is not None and cap.epsilon_alone < float("inf"):
+        no_trust += f", of {cap.epsilon_alone:g}"
     return (
         f"cohort {cohort.cohort[:16]} ({name}): epsilon {spent:.4g} of {cap.epsilon:g} used, "
         f"{left:.4g} left (delta {cap.delta:g}, unit {cap.unit.value}, accountant "
-        f"{cap.accountant}, {cohort.num_open} open reservations)"
+        f"{cap.accountant}, {cohort.num_open} open reservations){no_trust}"
     )

@@ -1,24 +1,28 @@
-"""Tasks of Flower's SuperNode, as the gate takes them: the gate's only part that knows flwr.
+"""Tasks of Flower's SuperNode, as gate and runner take them: their only part that knows flwr.
 
 It speaks the Runtime API (protobuf over HTTP) in place of ``flower-superexec`` and, to refuse, in
-place of ``flwr-clientapp``. The client, its headers and the message objects are modules of flwr
-1.41 that Flower does not call public; an end-to-end test with Flower's processes pins them.
+place of ``flwr-clientapp``; the runner asks the gate through it, and does a ClientApp's work. The
+client, its headers and the message objects are modules of flwr 1.41 that Flower does not call
+public; an end-to-end test with Flower's processes pins them.
 """
 
 from __future__ import annotations
 
 import hashlib
+import os
 import time
 from dataclasses import dataclass, field
 
 from flwr.app import Error, Message
 from flwr.common.constant import SubStatus
 from flwr.common.serde import context_from_proto
+from flwr.proto.message_pb2 import PullObjectResponse
 from flwr.proto.node_pb2 import Node
 from flwr.proto.runtime_pb2 import (
     AcquireTaskRequest,
     AcquireTaskResponse,
     PullAppMessagesRequest,
+    PullAppMessagesResponse,
     PullTaskInputRequest,
     PullTaskInputResponse,
 )
@@ -35,7 +39,7 @@ from flwr.supercore.interceptors import (
 )
 from flwr.supercore.runtime import RuntimeHttpClient
 from flwr.supercore.task_identity import TaskIdentity
-from flwr.supernode.runtime.run_clientapp import push_message, push_task_output
+from flwr.supernode.runtime.run_clientapp import push_message, push_task_output, run_clientapp
 from google.protobuf.message import DecodeError
 
 from common.messages import Reason
@@ -158,12 +162,70 @@ class Supernode:
             client.close()
 
     def _client(self, *interceptors: object) -> RuntimeHttpClient:
-        return RuntimeHttpClient.from_server_address(
-            self.address,
-            insecure=True,
-            root_certificates=None,
-            interceptors=[RuntimeVersionHttpInterceptor("fedward gate"), *interceptors],  # type: ignore[list-item]
-        )
+        return _client(self.address, RuntimeVersionHttpInterceptor("fedward gate"), *interceptors)
+
+
+class GateTasks:
+    """What the gate gives out, asked for as Flower's SuperExec would.
+
+    Args:
+        address: of the gate's port, without TLS: loopback.
+    """
+
+    def __init__(self, address: str) -> None:
+        self._client = _client(address, RuntimeVersionHttpInterceptor("fedward runner"))
+
+    def next_token(self) -> str | None:
+        """Flower's secret of a task that the gate let pass, if there is one.
+
+        Raises:
+            httpx.HTTPError: The gate did not answer.
+        """
+        # every kind of task: the gate refuses all but one, and a task that nobody takes is no end
+        wanted = AcquireTaskRequest(supported_task_types=[kind.value for kind in TaskType])
+        found = self._client.AcquireTask(wanted)
+        return found.token if found.HasField("task") and found.token else None
+
+    def close(self) -> None:
+        """Asks no more."""
+        self._client.close()
+
+
+def has_arrived(name: str, answer: bytes) -> bool:
+    """Whether a SuperNode's answer to the question ``name`` has what was asked for.
+
+    Only what will come, and is not there yet, has not arrived.
+    """
+    if name == "pull-messages":
+        return len(PullAppMessagesResponse.FromString(answer).messages_list) > 0
+    if name == "pull-object":
+        found = PullObjectResponse.FromString(answer)
+        return found.object_available or not found.object_found
+    return True
+
+
+def run_client_app(address: str, token: str) -> None:
+    """What ``flwr-clientapp`` does: takes the task's input, runs its ClientApp, replies.
+
+    Raises:
+        SystemExit: At the end.
+    """
+    run_clientapp(
+        runtime_api_address=address,
+        token=token,
+        insecure=True,
+        parent_pid=os.getppid(),
+        runtime_dependency_install=False,
+    )
+
+
+def _client(address: str, *interceptors: object) -> RuntimeHttpClient:
+    return RuntimeHttpClient.from_server_address(
+        address,
+        insecure=True,
+        root_certificates=None,
+        interceptors=list(interceptors),  # type: ignore[arg-type]
+    )
 
 
 def _message_tree(client: RuntimeHttpClient):

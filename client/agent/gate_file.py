@@ -63,12 +63,12 @@ def _parse(text: str, folder: Path) -> GateFile:
         raise UsageError(f"schema={given.text('schema')}: must be {SCHEMA}")
     if not re.fullmatch(r"[0-9a-f]{64}", given.text("public_key")):
         raise UsageError("public_key: must be 64 hexadecimal digits, as fedward site key shows it")
-    listen = _loopback("listen", given.text("listen"))
+    listen = loopback("listen", given.text("listen"))
     host, _, port = listen.rpartition(":")
     return GateFile(
         host=host,
         port=int(port),
-        supernode=_loopback("supernode", given.text("supernode")),
+        supernode=loopback("supernode", given.text("supernode")),
         secret=folder / given.text("secret"),
         socket=folder / given.text("socket"),
         agent=folder / given.text("agent"),
@@ -77,8 +77,12 @@ def _parse(text: str, folder: Path) -> GateFile:
     )
 
 
-def _loopback(name: str, address: str) -> str:
-    """Both connections are without TLS, so neither may leave the machine."""
+def loopback(name: str, address: str) -> str:
+    """``address``, whose connections are without TLS, so that none may leave the machine.
+
+    Raises:
+        UsageError: It is not on loopback.
+    """
     found = re.fullmatch(r"127\.0\.0\.1:([0-9]{1,5})", address)
     if found is None or not 0 < int(found[1]) < 65536:
         raise UsageError(f"{name}={address}: must be 127.0.0.1:PORT")

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 
+from client.agent.agent import Sums
 from client.agent.rules import Work
 from client.agent.site_file import SiteFile
 from client.classifier import SiteModel
@@ -15,6 +16,7 @@ from client.data.cohort import Cohort, load_cohort
 from client.data.split import split_patients
 from client.data.study import Record, Study, build
 from client.local_model import LocalModel
+from client.secure_aggregation.secure_site import SecureSetup, SecureSite
 from client.site import Site, SiteSetup
 from client.synthesis.site_generator import SiteGenerator
 from client.synthesis.source import Source, weights_source
@@ -26,6 +28,8 @@ from common.messages import Weights
 from common.privacy.book import LedgerBook
 from common.privacy.budget import Budget
 from common.privacy.cohort import fingerprint_of, patient_hashes
+from common.privacy.keys import SiteKey
+from common.secure_aggregation.roster import Roster
 from common.seeds import SystemSeeds, derive_seed
 
 # Nothing may be spent until a policy has said how much.
@@ -41,12 +45,23 @@ class Hospital:
         work: what its patients would be used for (public).
         fingerprint: keyed name of the cohort (public).
         weights: trainable weights as the model begins, for their sizes.
+        key: the hospital's identity key.
     """
 
     site: Site
     work: Work
     fingerprint: str
     weights: Weights
+    key: SiteKey = field(repr=False)
+
+    def sums(self, file: SiteFile) -> Sums:
+        """The site's part in secure sums; its secrets lie in the agent's own folder."""
+
+        def part(roster: Roster) -> SecureSite:
+            setup = SecureSetup(roster=roster, key=self.key, state=file.round_state)
+            return SecureSite(self.site, setup)
+
+        return Sums(roster=file.roster, part=part)
 
 
 def open_hospital(file: SiteFile) -> Hospital:
@@ -96,6 +111,7 @@ def open_hospital(file: SiteFile) -> Hospital:
         work=work,
         fingerprint=fingerprint_of(hashes),
         weights=models.trainable_weights(model.build()),
+        key=book.key,
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import dataclass, fields
 from datetime import time
@@ -11,35 +12,17 @@ from typing import TypeVar
 
 from client.agent import yaml_file
 from client.agent.yaml_file import Fields
-from common.config import AccountantName, Unit
+from common.config import AccountantName, Trust, Unit
 from common.errors import UsageError
 from common.privacy.budget import Budget
 
 SCHEMA = "fedward.policy/1"
 
 _E = TypeVar("_E", bound=Enum)
-
-
-class Leave(Enum):
-    """How metrics that were computed on patients may leave."""
-
-    off = "off"
-    noised = "noised"
-    raw = "raw"
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Metrics:
-    """What metrics may leave; ``raw`` only with the reason why the data are public."""
-
-    leave: Leave = Leave.off
-    public_reason: str = ""
-
-    def __post_init__(self) -> None:
-        if self.leave is Leave.raw and not self.public_reason.strip():
-            raise UsageError("metrics.public_reason: missing; metrics.leave=raw needs it")
-        if self.leave is not Leave.raw and self.public_reason:
-            raise UsageError("metrics.public_reason: is for metrics.leave=raw only")
+_TRUST_WORDS = {
+    Trust.local: "this hospital's own, the whole of it",
+    Trust.secure_aggregation: "shared among hospitals, under secure aggregation",
+}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -61,6 +44,38 @@ class Window:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class TrustRules:
+    """Whose noise may protect the patients.
+
+    Where noise may be shared, the hospital says how many it shares with: no server can choose a
+    roster of few, or count on all of them to keep their noise to themselves.
+
+    Attributes:
+        accepted: kinds of trust.
+        least_sites: hospitals of a roster, this one included.
+        least_colluders: rounds must bear at least so many hospitals that tell the server all.
+    """
+
+    accepted: tuple[Trust, ...] = (Trust.local,)
+    least_sites: int = 0
+    least_colluders: int = 0
+
+    def __post_init__(self) -> None:
+        if not self.accepted or len(set(self.accepted)) != len(self.accepted):
+            raise UsageError("trust.accepted: must name local, secure_aggregation, or both")
+        if self.shares_noise and self.least_sites < self.least_colluders + 2:
+            raise UsageError(
+                f"trust.least_sites={self.least_sites}: must be at least trust.least_colluders + 2"
+                f" ({self.least_colluders + 2}): this hospital, and one that does not collude"
+            )
+
+    @property
+    def shares_noise(self) -> bool:
+        """Whether the hospital takes part in secure sums."""
+        return Trust.secure_aggregation in self.accepted
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Policy:
     """What a hospital allows; every field is public.
 
@@ -72,7 +87,7 @@ class Policy:
         largest_steps: of one round.
         models: architectures that may be trained, as shell patterns.
         generators: whether a generator of synthetic images may be trained.
-        metrics: what metrics may leave.
+        trust: whose noise may protect the patients.
         hours: when rounds may begin; at any time if empty.
         paused: whether nothing at all may begin.
     """
@@ -84,9 +99,17 @@ class Policy:
     largest_steps: int
     models: tuple[str, ...]
     generators: bool = False
-    metrics: Metrics = Metrics()
+    trust: TrustRules = TrustRules()
     hours: tuple[Window, ...] = ()
     paused: bool = False
+
+    def __post_init__(self) -> None:
+        for name, budget in self.studies.items():
+            if self.trust.shares_noise and math.isinf(budget.epsilon_alone):
+                raise UsageError(
+                    f"studies.{name}.epsilon_alone: missing; trust.accepted names "
+                    "secure_aggregation, so both epsilons have a cap"
+                )
 
     def changed_from(self, other: Policy | None) -> tuple[str, ...]:
         """Names of the settings that differ; all of them if there was no policy before."""
@@ -116,10 +139,40 @@ def parse(text: str) -> Policy:
         largest_steps=given.whole("largest_steps", least=1),
         models=given.texts("models"),
         generators=given.flag("generators", default=False),
-        metrics=_metrics(given.inside("metrics")) if given.has("metrics") else Metrics(),
+        trust=_trust(given.inside("trust")) if given.has("trust") else TrustRules(),
         hours=tuple(map(_window, given.texts("hours"))) if given.has("hours") else (),
         paused=given.flag("paused", default=False),
     )
+
+
+def lines(policy: Policy) -> list[str]:
+    """The policy in words, for whoever answers for it."""
+    trust = policy.trust
+    found = ["paused: nothing new begins"] if policy.paused else []
+    for name, cap in policy.studies.items():
+        alone = ""
+        if math.isfinite(cap.epsilon_alone):
+            alone = f", {cap.epsilon_alone:g} if no other hospital can be trusted"
+        found.append(
+            f"study {name}: epsilon at most {cap.epsilon:g}{alone} (delta {cap.delta:g}, unit "
+            f"{cap.unit.value}, accountant {cap.accountant})"
+        )
+    found.append("noise: " + " or ".join(_TRUST_WORDS[one] for one in trust.accepted))
+    if trust.shares_noise:
+        found.append(
+            f"shared noise: a roster of at least {trust.least_sites} hospitals, of which at least "
+            f"{trust.least_colluders} may collude with the server"
+        )
+    found.append(
+        f"a round: noise multiplier at least {policy.smallest_noise_multiplier:g}, at least "
+        f"{policy.smallest_expected_batch:g} in a step, sampling rate at most "
+        f"{policy.largest_sampling_rate:g}, at most {policy.largest_steps} steps"
+    )
+    found.append(f"models: {', '.join(policy.models) or 'none'}")
+    found.append(f"generators: {'yes' if policy.generators else 'no'}")
+    hours = (f"{one.start:%H:%M}-{one.end:%H:%M}" for one in policy.hours)
+    found.append(f"hours: {', '.join(hours) or 'always'}")
+    return found
 
 
 def template() -> str:
@@ -128,7 +181,7 @@ def template() -> str:
 
 
 def _budget(given: Fields) -> Budget:
-    given.only("epsilon", "delta", "unit", "accountant")
+    given.only("epsilon", "epsilon_alone", "delta", "unit", "accountant")
     delta = given.number("delta", at_most=0.5)
     unit = _choice(given, "unit", Unit) if given.has("unit") else Unit.patient
     by = _choice(given, "accountant", AccountantName) if given.has("accountant") else None
@@ -137,24 +190,36 @@ def _budget(given: Fields) -> Budget:
         delta=delta,
         accountant=(by or AccountantName.pld).value,
         unit=unit,
+        epsilon_alone=given.number("epsilon_alone") if given.has("epsilon_alone") else math.inf,
     )
 
 
-def _metrics(given: Fields) -> Metrics:
-    given.only("leave", "public_reason")
-    return Metrics(
-        leave=_choice(given, "leave", Leave),
-        public_reason=given.text("public_reason") if given.has("public_reason") else "",
+def _trust(given: Fields) -> TrustRules:
+    given.only("accepted", "least_sites", "least_colluders")
+    accepted = tuple(_chosen(given.where + "accepted", n, Trust) for n in given.texts("accepted"))
+    if accepted and Trust.secure_aggregation not in accepted:
+        for name in ("least_sites", "least_colluders"):
+            if given.has(name):
+                raise UsageError(f"{given.where}{name}: is for secure_aggregation only")
+    if Trust.secure_aggregation not in accepted:
+        return TrustRules(accepted=accepted)
+    return TrustRules(
+        accepted=accepted,
+        least_sites=given.whole("least_sites", least=2),
+        least_colluders=given.whole("least_colluders", least=0),
     )
 
 
 def _choice(given: Fields, name: str, kind: type[_E]) -> _E:
-    value = given.text(name)
+    return _chosen(f"{given.where}{name}", given.text(name), kind)
+
+
+def _chosen(name: str, value: str, kind: type[_E]) -> _E:
     try:
         return kind(value)
     except ValueError:
         known = ", ".join(one.value for one in kind)
-        raise UsageError(f"{given.where}{name}={value}: must be one of {known}") from None
+        raise UsageError(f"{name}={value}: must be one of {known}") from None
 
 
 def _window(text: str) -> Window:

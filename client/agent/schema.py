@@ -1,7 +1,8 @@
 """What passes the agent's socket: one safetensors file each way, its text in the metadata.
 
 The metadata holds one entry, ``fedward``: JSON of a closed set of fields. Arrays are float32 and
-finite, named ``weights/...`` or ``control/...``. Nothing is pickled. Every field of a request is
+finite, named ``weights/...`` or ``control/...``. A message about a secure sum has, beside these,
+the bytes of its protocol as one array ``secure``. Nothing is pickled. Every field of a request is
 checked and bounded before the site sees it.
 """
 
@@ -28,12 +29,18 @@ from common.messages import (
     TrainRequest,
     Weights,
 )
+from common.secure_aggregation import conversation
+from common.secure_aggregation.aborted import Aborted
+from common.secure_aggregation.conversation import SecureAnswer, Step
+from common.secure_aggregation.task import event_of
 
 SCHEMA = "fedward.agent/1"
 MEDIA_TYPE = "application/vnd.fedward.agent.v1+safetensors"
 TEXT_BYTES = 1_000_000  # at most, for names, shapes and fields of one message
 
 _ENTRY = "fedward"
+_SECURE = "secure"
+_REQUEST = {"run_id", "round", "recipe", "frozen_sha256"}
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _RUN_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/-]{0,127}")
 _MOST = {  # beyond these a recipe is no recipe, whatever a policy says
@@ -47,10 +54,19 @@ _MOST_ROUNDS = 1_000_000
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Question:
-    """A request as it came in: the code that asks (a claim), and what it asks."""
+    """A request as it came in: the code that asks (a claim), and what it asks.
+
+    Attributes:
+        bundle: SHA-256 of that code.
+        train: model and recipe, where something is to be computed.
+        sums: the step of a secure sum that is asked for, if it is one.
+        data: the bytes of ``sums`` as the server wrote them.
+    """
 
     bundle: str
     train: TrainRequest | None = field(default=None, repr=False)
+    sums: conversation.Question | None = field(default=None, repr=False)
+    data: bytes = field(default=b"", repr=False)
 
 
 def describe_bytes(bundle: str) -> bytes:
@@ -60,36 +76,66 @@ def describe_bytes(bundle: str) -> bytes:
 
 def request_bytes(request: TrainRequest, bundle: str) -> bytes:
     """A training request of the bundle with this SHA-256."""
-    fields = {
-        "kind": "train",
-        "bundle": bundle,
+    return _pack({"kind": "train", "bundle": bundle, **_request_fields(request)}, _arrays(request))
+
+
+def secure_bytes(data: bytes, request: TrainRequest | None, bundle: str) -> bytes:
+    """A question of a secure sum; with model and recipe where a masked vector is asked for."""
+    fields: dict[str, Any] = {"kind": "secure", "bundle": bundle}
+    arrays = {} if request is None else _arrays(request)
+    if request is not None:
+        fields |= _request_fields(request)
+    return _pack(fields, arrays, data)
+
+
+def read_question(content: bytes, kind: str) -> Question:
+    """The inverse of `describe_bytes`, `request_bytes` (kind ``train``) and `secure_bytes`.
+
+    Raises:
+        ValueError: The content does not fit the schema.
+    """
+    body, arrays, data = _unpack(content)
+    sums = _sums(data) if kind == "secure" else None
+    computes = kind == "train" or (sums is not None and sums.step is Step.masked)
+    if set(body) != {"schema", "kind", "bundle"} | (_REQUEST if computes else set()):
+        raise ValueError(f"not a question of kind {kind} of {SCHEMA}")
+    if body["kind"] != kind or (data and sums is None):
+        raise ValueError(f"not a question of kind {kind} of {SCHEMA}")
+    bundle = _matching(body, "bundle", _SHA256)
+    if arrays and not computes:
+        raise ValueError("a question that has nothing computed has no arrays")
+    request = _request(body, arrays) if computes else None
+    if request is not None and sums is not None:
+        event_of(request.recipe, sums.mechanism)  # raises if there is no such mechanism
+    return Question(bundle=bundle, train=request, sums=sums, data=data)
+
+
+def _sums(data: bytes) -> conversation.Question:
+    try:
+        found = conversation.Question.from_bytes(data)
+    except Aborted as error:
+        raise ValueError(str(error)) from error
+    terms = {"run_id": found.terms.run_id, "round": found.terms.round}
+    _matching(terms, "run_id", _RUN_ID)
+    _whole(terms, "round", least=1, most=_MOST_ROUNDS)
+    return found
+
+
+def _request_fields(request: TrainRequest) -> dict[str, Any]:
+    return {
         "run_id": request.run_id,
         "round": request.round,
         "recipe": request.recipe.to_dict(),
         "frozen_sha256": request.frozen_sha256,
     }
+
+
+def _arrays(request: TrainRequest) -> Weights:
     arrays = {f"weights/{name}": value for name, value in request.weights.items()}
-    arrays |= {f"control/{name}": value for name, value in request.control.items()}
-    return _pack(fields, arrays)
+    return arrays | {f"control/{name}": value for name, value in request.control.items()}
 
 
-def read_question(content: bytes, kind: str) -> Question:
-    """The inverse of `describe_bytes` (kind ``describe``) and `request_bytes` (``train``).
-
-    Raises:
-        ValueError: The content does not fit the schema.
-    """
-    body, arrays = _unpack(content)
-    names = {"schema", "kind", "bundle"}
-    if kind == "train":
-        names |= {"run_id", "round", "recipe", "frozen_sha256"}
-    if set(body) != names or body["kind"] != kind:
-        raise ValueError(f"not a question of kind {kind} of {SCHEMA}")
-    bundle = _matching(body, "bundle", _SHA256)
-    if kind == "describe":
-        if arrays:
-            raise ValueError("a question who the site is has no arrays")
-        return Question(bundle=bundle)
+def _request(body: Mapping[str, Any], arrays: Weights) -> TrainRequest:
     recipe = body["recipe"]
     if not isinstance(recipe, dict):
         raise ValueError("recipe: not fields")
@@ -98,7 +144,7 @@ def read_question(content: bytes, kind: str) -> Question:
     parts = _parts(arrays, "weights", "control")
     if not parts["weights"]:
         raise ValueError("a training request has weights")
-    request = TrainRequest(
+    return TrainRequest(
         run_id=_matching(body, "run_id", _RUN_ID),
         round=_whole(body, "round", least=1, most=_MOST_ROUNDS),
         recipe=Recipe.from_dict(cast("dict[str, Any]", recipe)),
@@ -106,7 +152,6 @@ def read_question(content: bytes, kind: str) -> Question:
         weights=parts["weights"],
         control=parts["control"],
     )
-    return Question(bundle=bundle, train=request)
 
 
 def description_bytes(description: SiteDescription) -> bytes:
@@ -127,8 +172,8 @@ def read_description(content: bytes) -> SiteDescription:
     Raises:
         ValueError: The content does not fit the schema.
     """
-    body, arrays = _unpack(content)
-    if set(body) != {"schema", "kind", "site", "num_patients"} or arrays:
+    body, arrays, data = _unpack(content)
+    if set(body) != {"schema", "kind", "site", "num_patients"} or arrays or data:
         raise ValueError(f"not a description of {SCHEMA}")
     return SiteDescription(
         site=_matching(body, "site", re.compile(r".{1,200}")),
@@ -156,8 +201,8 @@ def read_reply(content: bytes) -> TrainReply:
     Raises:
         ValueError: The content does not fit the schema.
     """
-    body, arrays = _unpack(content)
-    if set(body) != {"schema", "kind", "site", "status", "num_patients", "reason", "spend"}:
+    body, arrays, data = _unpack(content)
+    if set(body) != {"schema", "kind", "site", "status", "num_patients", "reason", "spend"} or data:
         raise ValueError(f"not a reply of {SCHEMA}")
     status, spend = Status(body["status"]), body["spend"]
     if spend is not None and not isinstance(spend, dict):
@@ -172,14 +217,39 @@ def read_reply(content: bytes) -> TrainReply:
     )
 
 
-def _pack(fields: Mapping[str, Any], arrays: Weights) -> bytes:
+def secure_reply_bytes(answer: bytes) -> bytes:
+    """A site's answer to a question of a secure sum."""
+    return _pack({"kind": "secure_reply"}, {}, answer)
+
+
+def read_secure_reply(content: bytes) -> bytes:
+    """The inverse of `secure_reply_bytes`: bytes that are a `SecureAnswer`.
+
+    Raises:
+        ValueError: The content does not fit the schema.
+    """
+    body, arrays, data = _unpack(content)
+    if set(body) != {"schema", "kind"} or body["kind"] != "secure_reply" or arrays:
+        raise ValueError(f"not a reply about a secure sum of {SCHEMA}")
+    try:
+        SecureAnswer.from_bytes(data)
+    except Aborted as error:
+        raise ValueError(str(error)) from error
+    return data
+
+
+def _pack(fields: Mapping[str, Any], arrays: Weights, data: bytes = b"") -> bytes:
     text = json.dumps({"schema": SCHEMA, **fields}, allow_nan=False)
-    whole = {name: np.ascontiguousarray(value) for name, value in arrays.items()}
+    whole: dict[str, NDArray[Any]] = {
+        name: np.ascontiguousarray(value) for name, value in arrays.items()
+    }
+    if data:
+        whole[_SECURE] = np.frombuffer(data, dtype=np.uint8)
     return save(whole, metadata={_ENTRY: text})
 
 
-def _unpack(content: bytes) -> tuple[dict[str, Any], Weights]:
-    """The fields and arrays of a message."""
+def _unpack(content: bytes) -> tuple[dict[str, Any], Weights, bytes]:
+    """The fields, the arrays and the protocol's bytes of a message."""
     size = int.from_bytes(content[:8], "little")
     if len(content) < 8 or size > min(TEXT_BYTES, len(content) - 8):
         raise ValueError("not a safetensors file, or its text is too long")
@@ -188,18 +258,21 @@ def _unpack(content: bytes) -> tuple[dict[str, Any], Weights]:
         metadata = header.get("__metadata__", {})
         if set(metadata) != {_ENTRY}:
             raise ValueError("not a message: no fields")
-        types = {spec["dtype"] for name, spec in header.items() if name != "__metadata__"}
-        if types - {"F32"}:
+        types = {name: spec["dtype"] for name, spec in header.items() if name != "__metadata__"}
+        if types.pop(_SECURE, "U8") != "U8" or set(types.values()) - {"F32"}:
             raise ValueError("arrays must be of 32-bit floating point")
         body: Any = json.loads(metadata[_ENTRY], parse_constant=_no_constant)
         arrays: Weights = load(content)
+        data = arrays.pop(_SECURE).tobytes() if _SECURE in arrays else b""
+        if not data and _SECURE in header:
+            raise ValueError("nothing where the bytes of a secure sum should be")
     except (SafetensorError, AttributeError, KeyError, TypeError, RecursionError) as error:
         raise ValueError(f"not a message of {SCHEMA}: {type(error).__name__}") from error
     if not isinstance(body, dict) or cast("dict[str, Any]", body).get("schema") != SCHEMA:
         raise ValueError(f"not a message of {SCHEMA}")
     if not all(np.isfinite(value).all() for value in arrays.values()):
         raise ValueError("arrays must be finite")
-    return cast("dict[str, Any]", body), arrays
+    return cast("dict[str, Any]", body), arrays, data
 
 
 def _no_constant(text: str) -> float:

@@ -1,4 +1,4 @@
-"""The agent's door: HTTP over a Unix socket, two questions, bodies of bounded size."""
+"""The agent's door: HTTP over a Unix socket, three questions, bodies of bounded size."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def _uid_of(transport: asyncio.Transport) -> int | None:
 
 
 def build(agent: Agent, *, most_bytes: int) -> FastAPI:
-    """The agent as an application: ``POST /v1/describe``, ``POST /v1/train``."""
+    """The agent as an application: ``POST /v1/describe``, ``/v1/train``, ``/v1/secure``."""
     from client.agent.agent import Answer  # brings torch, which a gate does without
 
     app = FastAPI(openapi_url=None)
@@ -87,7 +87,11 @@ def build(agent: Agent, *, most_bytes: int) -> FastAPI:
     async def train(request: Request) -> Response:
         return await answer("train", request)
 
-    del describe, train
+    @app.post("/v1/secure", openapi_extra=_BODY, responses=_RESPONSES)
+    async def secure(request: Request) -> Response:
+        return await answer("secure", request)
+
+    del describe, train, secure
     return app
 
 

@@ -33,6 +33,7 @@ class SiteFile:
         gate: Unix user of the gate, by name or number; the agent then answers no other, and takes
             from it which bundle asks.
         published: where the list of approvals is copied to, for the gate.
+        roster: file of the hospitals that secure sums are made with, pinned by this one.
     """
 
     name: str
@@ -45,11 +46,17 @@ class SiteFile:
     threads: int = 1
     gate: str | None = None
     published: Path | None = None
+    roster: Path | None = None
 
     @property
     def ledgers(self) -> Path:
         """Folder of the ledgers and the site's key."""
         return self.state / "ledgers"
+
+    @property
+    def round_state(self) -> Path:
+        """File of the secrets of the secure sum in progress."""
+        return self.state / "secure-round.state"
 
     @property
     def approvals(self) -> Path:
@@ -100,7 +107,7 @@ def read(path: Path) -> SiteFile:
 def _parse(text: str, folder: Path) -> SiteFile:
     given = yaml_file.parse(text)
     names = ("name", "socket", "policy", "state", "job", "settings", "records_of", "threads")
-    given.only("schema", "gate", "published", *names)
+    given.only("schema", "gate", "published", "roster", *names)
     if given.text("schema") != SCHEMA:
         raise UsageError(f"schema={given.text('schema')}: must be {SCHEMA}")
     name = given.text("name")
@@ -120,4 +127,5 @@ def _parse(text: str, folder: Path) -> SiteFile:
         threads=given.whole("threads", least=1) if given.has("threads") else 1,
         gate=given.text("gate") if given.has("gate") else None,
         published=folder / given.text("published") if given.has("published") else None,
+        roster=folder / given.text("roster") if given.has("roster") else None,
     )

@@ -36,6 +36,7 @@ def run(file: SiteFile) -> None:
             policy=file.policy,
             approvals=approvals,
             audit=audit,
+            sums=hospital.sums(file),
             gate_uid=gate_uid,
         )
         audit.append(

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
 from typing import Any
+
+from cryptography import x509
 
 from client.agent import audit, policy_file
 from client.agent.audit import FILE_NAME, AuditReading, Kind, Record
@@ -13,6 +18,7 @@ from client.agent.site_file import SiteFile
 from common.errors import UsageError
 from common.privacy.book import KEY_NAME
 from common.privacy.budget import Budget
+from common.privacy.events import rests_on_others
 from common.privacy.keys import SiteKey
 from common.privacy.verification import Verification, verify
 
@@ -28,6 +34,8 @@ class CohortStatus:
         study: of the cohort, where the agent has served it.
         budget: the cap; absent where the policy names no such study.
         epsilon: spent, open reservations included, at the budget's delta.
+        epsilon_alone: the same if no other hospital can be trusted; absent where nothing was done
+            that rests on others.
         num_open: reservations that nobody closed.
         problems: what is wrong with the ledger, in words.
     """
@@ -38,12 +46,19 @@ class CohortStatus:
     epsilon: float | None
     num_open: int
     problems: tuple[str, ...]
+    epsilon_alone: float | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready; an infinite epsilon is null, beside ``private: false``."""
         cap, spent = self.budget, self.epsilon
         finite = spent is not None and spent < float("inf")
+        alone = {}
+        if cap is not None and (self.epsilon_alone is not None or math.isfinite(cap.epsilon_alone)):
+            figure = spent if self.epsilon_alone is None else self.epsilon_alone
+            alone["epsilon_alone"] = None if figure is None else _finite(figure)
+            alone["cap_alone"] = _finite(cap.epsilon_alone)
         return {
+            **alone,
             "cohort": self.cohort,
             "study": self.study,
             "private": None if spent is None else finite,
@@ -65,10 +80,19 @@ class Round:
     asked: Record
     answered: Record | None
 
+    @property
+    def counts(self) -> bool:
+        """Whether it is more than a step on the way to a masked vector, or after it."""
+        if self.asked.fields["what"] == "train" or self.asked.fields.get("step") == "masked":
+            return True
+        return self.answered is not None and self.answered.fields["decision"] != "answered"
+
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready."""
         said = {} if self.answered is None else self.answered.fields
+        step = {} if "step" not in self.asked.fields else {"step": self.asked.fields["step"]}
         return {
+            **step,
             "time": self.asked.time,
             "run": self.asked.fields.get("run"),
             "round": self.asked.fields.get("round"),
@@ -80,12 +104,17 @@ class Round:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SiteStatus:
-    """A site at one moment; ``problems`` are those of policy and audit log."""
+    """A site at one moment; ``problems`` are those of policy and audit log.
+
+    ``authority_ends`` is when the consortium's certificate authority does, which every connection
+    of the hospital rests on; absent where its certificate does not lie beside ``site.yaml``.
+    """
 
     site: str
     cohorts: tuple[CohortStatus, ...]
     rounds: tuple[Round, ...]
     problems: tuple[str, ...]
+    authority_ends: datetime | None = None
 
     @property
     def ok(self) -> bool:
@@ -98,16 +127,22 @@ class SiteStatus:
             "schema": SCHEMA,
             "site": self.site,
             "problems": list(self.problems),
+            "authority_ends": None if (at := self.authority_ends) is None else at.isoformat(),
             "cohorts": [one.to_dict() for one in self.cohorts],
             "rounds": [one.to_dict() for one in self.rounds],
         }
 
 
-def read(file: SiteFile, *, last: int) -> SiteStatus:
+def read(file: SiteFile, *, last: int, authority: Path | None = None) -> SiteStatus:
     """The status of the site of ``file``, with its ``last`` training requests.
 
+    Args:
+        file: of the agent.
+        last: so many requests; 0 is all.
+        authority: file of the consortium's authority, which need not be there.
+
     Raises:
-        UsageError: The agent has never run here.
+        UsageError: The agent has never run here, or the authority's file is no certificate.
         LedgerError: The site's key cannot be read.
     """
     if not (file.ledgers / KEY_NAME).exists():
@@ -136,16 +171,32 @@ def read(file: SiteFile, *, last: int) -> SiteStatus:
         cohorts=tuple(cohorts),
         rounds=tuple(rounds_of(log)[-last:] if last else rounds_of(log)),
         problems=(*problems, *log.problems),
+        authority_ends=None if authority is None else _end_of(authority),
     )
 
 
+def _end_of(authority: Path) -> datetime | None:
+    try:
+        return x509.load_pem_x509_certificate(authority.read_bytes()).not_valid_after_utc
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise UsageError(f"{authority}: {error.strerror}") from error
+    except ValueError as error:
+        raise UsageError(f"{authority}: no certificate (PEM)") from error
+
+
 def rounds_of(log: AuditReading) -> Sequence[Round]:
-    """Every training request of a log, in order."""
+    """Every request of a log that patients are for, in order.
+
+    Of a secure sum that is the question for the masked vector, and every other that was refused.
+    """
     answers = {r.fields["asked"]: r for r in log.records if r.kind is Kind.answered}
     return [
-        Round(asked=record, answered=answers.get(record.seq))
+        found
         for record in log.records
-        if record.kind is Kind.asked and record.fields["what"] == "train"
+        if record.kind is Kind.asked and record.fields["what"] in {"train", "secure"}
+        if (found := Round(asked=record, answered=answers.get(record.seq))).counts
     ]
 
 
@@ -158,6 +209,9 @@ def _cohort(found: Verification, studies: dict[str, str], policy: Policy | None)
         study=study,
         budget=budget,
         epsilon=None if budget is None else budget.spent(found.spent),
+        epsilon_alone=None
+        if budget is None or not rests_on_others(found.spent)
+        else budget.spent_alone(found.spent),
         num_open=sum(entry.state.value == "reserved" for entry in found.entries),
         problems=found.problems,
     )
@@ -174,3 +228,7 @@ def _untouched(cohort: str, study: str, policy: Policy | None) -> CohortStatus:
         num_open=0,
         problems=(),
     )
+
+
+def _finite(epsilon: float) -> float | None:
+    return epsilon if math.isfinite(epsilon) else None

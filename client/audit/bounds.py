@@ -9,15 +9,18 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import cast
 
 import numpy as np
-from scipy import special, stats
+from scipy import optimize, special, stats
 
 from common.privacy.accountants import PldAccountant
 from common.privacy.events import GaussianRelease, PoissonGaussianSteps
 
+TOLERANCE = 1e-4  # of epsilon, by one run
 _MOST_EPSILON = 1e3
 _LEAST_NOISE, _MOST_NOISE = 0.2, 1e4
+_NOISE_TOLERANCE = 1e-3  # of its logarithm
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -103,16 +106,20 @@ def sampled_gaussian(rates: Rates, delta: float, *, sampling_rate: float, steps:
             sampling_rate=sampling_rate, noise_multiplier=math.exp(log_noise), steps=steps
         )
 
-    def allows(log_noise: float) -> bool:
+    def too_much(log_noise: float) -> float:
+        """By how much the attack is better than any on steps with this noise; it rises with it."""
         steps_taken = [event(log_noise)]
-        hits = bound(steps_taken, rates.false_positive) >= rates.true_positive
-        return hits and bound(steps_taken, 1 - rates.true_positive) >= 1 - rates.false_positive
+        found = rates.true_positive - bound(steps_taken, rates.false_positive)
+        let_go = 1 - rates.false_positive - bound(steps_taken, 1 - rates.true_positive)
+        return max(found, let_go)
 
     least, most = math.log(_LEAST_NOISE), math.log(_MOST_NOISE)
-    if not allows(least):
+    if too_much(least) > 0:
         return gaussian(rates, delta)
-    _, above = _turn(allows, least, most, 0.002)
-    return PldAccountant().epsilon([event(above)], delta)
+    if too_much(most) <= 0:
+        return PldAccountant().epsilon([event(most)], delta)
+    turn = cast("float", optimize.brentq(too_much, least, most, xtol=_NOISE_TOLERANCE))
+    return PldAccountant().epsilon([event(turn + _NOISE_TOLERANCE)], delta)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -142,14 +149,16 @@ def one_run(guesses: Guesses, delta: float, *, confidence: float) -> float:
     >>> one_run(Guesses(num_canaries=100, made=100, right=50), 1e-5, confidence=0.95)
     0.0
     """
-    error = 1 - confidence
 
     def ruled_out(epsilon: float) -> bool:
-        return _chance(guesses, epsilon, delta) < error
+        return rules_out(guesses, epsilon, delta, confidence=confidence)
 
-    if not guesses.made or not ruled_out(0.0):
-        return 0.0
-    return _turn(ruled_out, 0.0, _MOST_EPSILON, 1e-4)[0]
+    return _turn(ruled_out, 0.0, _MOST_EPSILON, TOLERANCE)[0] if ruled_out(0.0) else 0.0
+
+
+def rules_out(guesses: Guesses, epsilon: float, delta: float, *, confidence: float) -> bool:
+    """Whether so many right guesses are too many for ``epsilon``, as `one_run` sees it."""
+    return guesses.made > 0 and _chance(guesses, epsilon, delta) < 1 - confidence
 
 
 def _chance(guesses: Guesses, epsilon: float, delta: float) -> float:

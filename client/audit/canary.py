@@ -47,6 +47,10 @@ class CanaryModel(nn.Module):
             logits = self.inner(images)
         return torch.cat([logits, self.canaries(ones).to(logits.dtype)], 1)
 
+    def get_classifier(self) -> nn.Module:
+        """The head of the model under audit, as timm calls it; nothing where it has none."""
+        return getattr(self.inner, "get_classifier", nn.Identity)()
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Deck:

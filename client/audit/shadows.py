@@ -160,7 +160,7 @@ class Laboratory:
             people: as `inputs` returns them.
             num_pairs: of references; none need any.
             seed: decides the halves, and the references' draws and noise.
-            done: called after each reference.
+            done: called after each round of a reference.
         """
         models.load_trainable_weights(self._whole, self._released)
         losses = self._losses(people.cohort)
@@ -169,16 +169,32 @@ class Laboratory:
         for pair in range(num_pairs):
             half = self._half(people, rng)
             for number, chosen in enumerate((half, ~half)):
-                self._train(people.only(chosen), derive_seed(seed, "reference", pair, number))
+                self._train(people.only(chosen), derive_seed(seed, "reference", pair, number), done)
                 references.append(self._losses(people.cohort))
                 absent.append(~chosen[people.cohort.patients])
-                done()
         shape = (2 * num_pairs, len(losses))
         return Answers(
             losses=losses,
             references=np.array(references).reshape(shape),
             absent=np.array(absent, dtype=bool).reshape(shape),
         )
+
+    def seconds_each(self, people: People, clock: Callable[[], float]) -> float:
+        """About how long one reference takes, by two steps of one; the first warms up.
+
+        Args:
+            people: as `inputs` returns them.
+            clock: seconds that have passed.
+        """
+        cohort = people.only(self._half(people, np.random.default_rng(0)))
+        one_step = replace(self._recipe, steps=1)
+        self._begin()
+        self._round(cohort, one_step, RoundSeeds(sampling=0, noise=0))
+        began = clock()
+        self._round(cohort, one_step, RoundSeeds(sampling=1, noise=1))
+        of_step, began = clock() - began, clock()
+        self._losses(people.cohort)
+        return of_step * self._rounds * self._recipe.steps + clock() - began
 
     def _half(self, people: People, rng: np.random.Generator) -> NDArray[np.bool_]:
         """(P,), half of the members and half of the others, so that halves are alike."""
@@ -188,21 +204,29 @@ class Laboratory:
             chosen[order[: len(order) // 2]] = True
         return chosen
 
-    def _train(self, cohort: Cohort, seed: int) -> None:
-        """A reference in the place of the model: the run's recipe and rounds, in one place."""
+    def _begin(self) -> None:
+        """The model as it began, in the place of the one under audit."""
         models.load_trainable_weights(self._whole, self._first)
+
+    def _train(self, cohort: Cohort, seed: int, done: Callable[[], None]) -> None:
+        """A reference: the run's recipe and rounds, in one place."""
+        self._begin()
+        for number in range(self._rounds):
+            seeds = RoundSeeds(
+                sampling=derive_seed(seed, number, "sampling"),
+                noise=derive_seed(seed, number, "noise"),
+            )
+            self._round(cohort, self._recipe, seeds)
+            done()
+
+    def _round(self, cohort: Cohort, recipe: Recipe, seeds: RoundSeeds) -> None:
         trainee = Trainee(
             model=self._model,
             engine=self._engine,
             augmentation=self._augmentation,
             takes_features=self.takes_features,
         )
-        for number in range(self._rounds):
-            seeds = RoundSeeds(
-                sampling=derive_seed(seed, number, "sampling"),
-                noise=derive_seed(seed, number, "noise"),
-            )
-            train_round(trainee, units(cohort, self._recipe.unit), self._recipe, seeds)
+        train_round(trainee, units(cohort, recipe.unit), recipe, seeds)
 
     def _losses(self, cohort: Cohort) -> NDArray[np.float64]:
         """(N,) loss of each image as it is."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 
@@ -19,17 +21,46 @@ _COPIES_OF_WEIGHTS = 6
 _IN_PASSING = 1.4
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StepMemory:
+    """What a private step takes; the process itself (Python, torch: about 0.5 GB) comes on top.
+
+    Attributes:
+        fixed_bytes: whatever the number of images.
+        image_bytes: of each image that is held at once.
+    """
+
+    fixed_bytes: float
+    image_bytes: float
+
+    def of(self, num_images: int) -> float:
+        """Bytes of a step that holds so many images at once."""
+        return self.fixed_bytes + num_images * self.image_bytes
+
+
 def images_that_fit(
     model: nn.Module, batch: PatientBatch, precision: Precision, *, limit_bytes: float
 ) -> int:
     """How many images a private step of ``model`` can hold in ``limit_bytes``.
 
-    Counts what a forward pass on the made-up ``batch`` keeps for the backward pass and what the
-    backward pass keeps for the clipped sums, as if all of it were there at the same time. The
-    process itself (Python, torch: about 0.5 GB) comes on top.
-
     Raises:
         UsageError: if not even one image fits.
+    """
+    step = step_memory(model, batch, precision)
+    fits = int((limit_bytes - step.fixed_bytes) / step.image_bytes)
+    if fits < 1:
+        raise UsageError(
+            f"training.memory_gb={limit_bytes / 1e9:.3g}: one image needs "
+            f"{step.of(1) / 1e9:.3g} GB; allow more, or train less of the model"
+        )
+    return fits
+
+
+def step_memory(model: nn.Module, batch: PatientBatch, precision: Precision) -> StepMemory:
+    """What a private step of ``model`` takes.
+
+    Counts what a forward pass on the made-up ``batch`` keeps for the backward pass and what the
+    backward pass keeps for the clipped sums, as if all of it were there at the same time.
     """
     saved: dict[int, int] = {}
 
@@ -46,10 +77,4 @@ def images_that_fit(
     activations = sum(size for place, size in saved.items() if place not in weights)
     of_one = _IN_PASSING * (kept + activations) / len(batch.labels)
     fixed = _COPIES_OF_WEIGHTS * sum(p.numel() * p.element_size() for p in model.parameters())
-    fits = int((limit_bytes - fixed) / of_one)
-    if fits < 1:
-        raise UsageError(
-            f"training.memory_gb={limit_bytes / 1e9:.3g}: one image needs "
-            f"{(fixed + of_one) / 1e9:.3g} GB; allow more, or train less of the model"
-        )
-    return fits
+    return StepMemory(fixed_bytes=fixed, image_bytes=of_one)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from itertools import chain
@@ -34,6 +35,14 @@ class RoundSeeds:
 
     sampling: int | None
     noise: int | None
+
+    def fixed(self) -> RoundSeeds:
+        """With a seed for the draws in any case: who trains again draws the same patients.
+
+        Attempts that fail by what was drawn, and draw anew, would not be Poisson sampling.
+        """
+        drawn = secrets.randbits(128) if self.sampling is None else self.sampling
+        return replace(self, sampling=drawn)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -1,4 +1,4 @@
-"""``fedward site init``, ``enrol``, ``rotate-key``, ``doctor``: a hospital joins a consortium."""
+"""``fedward site init``, ``enrol``, ``roster``, ``rotate-key``, ``doctor``: into a consortium."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ def register(app: typer.Typer) -> None:
     """Adds these commands to ``fedward site``."""
     app.command()(init)
     app.command()(enrol)
+    app.command()(roster)
     app.command("rotate-key")(rotate_key)
     app.command()(doctor)
 
@@ -91,6 +92,55 @@ def enrol(
         raise UsageError(f"{path}: {error.strerror}") from error
     typer.echo(f"{path}: send this to {found.consortium}; it holds no secret")
     typer.echo(f"keys {found.fingerprint} (read this out when the consortium calls)")
+
+
+def roster(
+    home: HomeFolder = _HOME,
+    pin: Annotated[
+        Path | None, typer.Option(help="The consortium's roster, to be pinned here.")
+    ] = None,
+    fingerprint: Annotated[
+        str | None, typer.Option(help="As the other hospitals read it out; else you are asked.")
+    ] = None,
+) -> None:
+    """Show the hospitals that secure sums are made with, or pin them. No server can change it."""
+    from client.agent import site_file
+    from client.provisioning import setup
+    from client.provisioning.home import Home
+    from common.secure_aggregation import roster_file
+
+    place = Home(path=home)
+    place.settings()
+    if pin is None and not place.roster.exists():
+        raise UsageError(f"{place.roster}: nothing is pinned yet (--pin FILE)")
+    found = roster_file.read(pin or place.roster)
+    typer.echo(f"consortium {found.consortium}, {len(found.roster.names)} hospitals:")
+    for line in found.lines():
+        typer.echo(line)
+    typer.echo(f"roster {found.fingerprint}")
+    if pin is None:
+        return
+    _compare(found.fingerprint, fingerprint)
+    setup.pin(place, found)
+    typer.echo(f"{place.roster}: pinned")
+    if site_file.read(place.site_file).roster != place.roster.absolute():
+        typer.echo(f"now add to {place.site_file}: roster: pinned/roster.json")
+
+
+def _compare(own: str, read_out: str | None) -> None:
+    """Stops unless somebody says that the other hospitals have the same roster.
+
+    Raises:
+        UsageError: They have not, or nobody can be asked.
+    """
+    if read_out is not None:
+        if read_out.strip().lower() != own:
+            raise UsageError(f"fingerprint={read_out}: not that of the file; do not pin it")
+        return
+    if not os.isatty(0):
+        raise UsageError("fingerprint: give it, as the other hospitals read it out (--fingerprint)")
+    if not typer.confirm("Do the other hospitals, asked directly, read out the same?"):
+        raise UsageError("not pinned")
 
 
 def rotate_key(home: HomeFolder = _HOME) -> None:

@@ -10,13 +10,15 @@ from collections.abc import Mapping
 from datetime import datetime
 from pathlib import Path
 
-from client.agent import approval, gate_file, policy_file, site_file
+from client.agent import approval, gate_file, pinned, policy_file, site_file
+from client.agent.policy import Policy
 from client.agent.site_file import SiteFile
 from client.provisioning import home as homes
 from client.provisioning.home import Home
 from common import machine
 from common.checkup import Finding, fail, ok, warn
 from common.errors import FedwardError, UsageError
+from common.exchange import in_groups
 from common.unix_user import UnixUser
 
 _PACKAGES = ("flwr", "opacus", "dp-accounting")
@@ -87,7 +89,7 @@ def _files(home: Home, settings: homes.Settings) -> list[Finding]:
             f"of the user {owner.name}, who could change it",
             f"chown root {path}",
         )
-        for path in (home.policy, home.site_file, home.gate_file)
+        for path in (home.policy, home.site_file, home.gate_file, home.roster.parent, home.roster)
         for owner in {gate.uid: gate, bundle.uid: bundle}.values()
         if path.exists() and path.stat().st_uid == owner.uid and settings.users.separate
     ]
@@ -139,10 +141,30 @@ def _decisions(home: Home, *, data: bool) -> list[Finding]:
         found.append(warn("policy", "paused", "paused: false, when rounds may begin"))
     else:
         found.append(ok("policy", f"sound; sha256 {reading.sha256[:16]}"))
+    if reading.policy is not None and reading.policy.trust.shares_noise:
+        found.append(_roster(home, file, reading.policy))
     found.append(_approvals(home, file))
     if data:
         found.append(_study(home, file))
     return found
+
+
+def _roster(home: Home, file: SiteFile, policy: Policy) -> Finding:
+    """What secure sums need beside the policy's permission."""
+    remedy = "fedward site roster --pin FILE"
+    try:
+        key = gate_file.read(home.gate_file).public_key
+    except UsageError as error:
+        return fail("roster", str(error), f"edit {home.gate_file}")
+    pin = pinned.read(file.roster, name=file.name, public_key=key)
+    if pin.roster is None:
+        return fail("roster", pin.problem, remedy)
+    least = policy.trust.least_sites
+    if len(pin.roster.names) < least:
+        text = f"{len(pin.roster.names)} hospitals; the policy asks for {least}"
+        return fail("roster", text, "ask the consortium, or think again of trust.least_sites")
+    shown = in_groups(pin.digest)
+    return ok("roster", f"{len(pin.roster.names)} hospitals, fingerprint {shown}")
 
 
 def _approvals(home: Home, file: SiteFile) -> Finding:

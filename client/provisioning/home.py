@@ -97,6 +97,11 @@ class Home:
         return self.path / "policy.yaml"
 
     @property
+    def roster(self) -> Path:
+        """The hospitals that secure sums are made with, in a folder of its own."""
+        return self.path / "pinned" / "roster.json"
+
+    @property
     def node_key(self) -> Path:
         """The SuperNode's private key."""
         return self.path / "gate" / "node.key"

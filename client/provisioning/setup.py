@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
 
-from client.agent import policy
+from client.agent import pinned, policy
 from client.provisioning import home as homes
 from client.provisioning import node_key
 from client.provisioning.home import Home, Settings
@@ -21,6 +21,7 @@ from common.files import write_atomically, write_new
 from common.join_file import JoinFile
 from common.privacy.book import KEY_NAME, LedgerBook
 from common.privacy.keys import SiteKey
+from common.secure_aggregation.roster_file import RosterFile
 
 _PACKAGE = "client.provisioning"
 _SECRET_BYTES = 32
@@ -83,6 +84,24 @@ def enrol(home: Home) -> Enrolment:
     )
 
 
+def pin(home: Home, given: RosterFile) -> None:
+    """Pins a roster in place of the one before, if it can be this hospital's.
+
+    Raises:
+        UsageError: It is another consortium's, does not name this hospital with its own key, or
+            cannot be written.
+    """
+    own = enrol(home)
+    if given.consortium != own.consortium:
+        raise UsageError(f"roster: of the consortium {given.consortium}, not {own.consortium}")
+    pinned.check_own(given.roster, name=own.hospital, public_key=own.site_key)
+    try:
+        home.roster.parent.mkdir(mode=0o755, exist_ok=True)  # older folders have none
+        write_atomically(home.roster, given.dumps())
+    except OSError as error:
+        raise UsageError(f"{home.roster}: {error.strerror}") from error
+
+
 def rotate_key(home: Home, *, now: datetime) -> Path:
     """A new key of the SuperNode; the old one is kept beside, under the day's name.
 
@@ -114,6 +133,8 @@ def _fill(home: Home, join: JoinFile, settings: Settings, overrides: Sequence[st
     for name, mode in _MODES.items():
         (home.path / name).mkdir()
         (home.path / name).chmod(mode)
+    home.roster.parent.mkdir()
+    home.roster.parent.chmod(0o755)
     home.state.mkdir(mode=0o700)
     site_key = LedgerBook.at(home.state / "ledgers").key.public_key
     write_new(home.node_key, node_key.generate().private, mode=0o600)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import os
 import threading
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -174,10 +175,19 @@ class SecureSite:
             return _Kept.from_bytes(self._setup.state.read_bytes())
         except FileNotFoundError:
             return None
+        except (Aborted, KeyError, ValueError):
+            # safe to go on without: what was charged is in the ledger, and new keys are drawn
+            _log.warning("what was kept of a round is damaged, the site has no part in it any more")
+            return None
 
     def _write(self, kept: _Kept) -> None:
         self._setup.state.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(self._setup.state, kept.to_bytes(), mode=0o600)
+        folder = os.open(self._setup.state.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)  # an older state must not come back after power was lost
+        finally:
+            os.close(folder)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -163,6 +163,7 @@ def _pld_true_positive_rate(composition: Composition, fpr: float, interval: floa
     return min(1.0, max(one.true_positive_rate(fpr) for one in both)) if both else 1.0
 
 
+@lru_cache(maxsize=4)
 def _pld(
     composition: Composition, interval: float
 ) -> tuple[loss_distribution.LossDistribution, ...]:

@@ -41,6 +41,7 @@ _REFINED_SINGLE = 1 << 13
 _REFINED_WINDOW = 1 << 15
 _MAX_HALVINGS = 7
 _TAIL_MASS = 1e-15
+_FARTHEST = 700.0  # beyond it exp overflows
 _ROUNDING_PER_COMPOSITION = 1e-15
 # Chernoff orders per unit of loss, from very concentrated to very wide compositions.
 _ORDERS: Floats = np.geomspace(1e-4, 1e2, 25)
@@ -104,23 +105,17 @@ class LossDistribution:
 
     def true_positive_rate(self, false_positive_rate: float) -> float:
         """Upper bound of P(upper accepts) over tests with P(lower accepts) as given."""
-        low, high = (
-            self.lowest * self.interval,
-            (self.lowest + len(self.probabilities)) * self.interval,
-        )
-        low, high = max(low, -700.0), min(high, 700.0)
-
-        def bound(epsilon: float) -> float:
-            return math.exp(epsilon) * false_positive_rate + self.delta(epsilon)
-
-        best = min(1.0, bound(0.0))
-        # Convex in exp(epsilon), hence one valley; any epsilon gives a valid bound.
-        for _ in range(60):
-            third = (high - low) / 3
-            left, right = bound(low + third), bound(high - third)
-            best = min(best, left, right)
-            low, high = (low, high - third) if left <= right else (low + third, high)
-        return best
+        losses = (np.arange(len(self.probabilities)) + self.lowest) * self.interval
+        usable = np.abs(losses) <= _FARTHEST
+        losses = losses[usable]
+        # What the lower one puts on each loss and all above it. Between two losses the bound is
+        # linear in exp(epsilon), and falls as long as that is more than the false positives.
+        lower = np.cumsum((np.exp(-losses) * self.probabilities[usable])[::-1])[::-1]
+        turn = int(np.count_nonzero(lower > false_positive_rate))
+        # rounding can move the valley by a loss; any epsilon gives a valid bound
+        nearby = losses[max(0, turn - 2) : turn + 2]
+        bounds = (math.exp(one) * false_positive_rate + self.delta(one) for one in (0.0, *nearby))
+        return min(1.0, *bounds)
 
     def log_moments(self) -> Floats:
         """Give log E[exp(order * (loss - lowest))], both signs of each Chernoff order: (2, 25)."""

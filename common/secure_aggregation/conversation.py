@@ -13,6 +13,8 @@ from common.secure_aggregation.frame import pack, unpack
 from common.secure_aggregation.mechanism import Mechanism
 from common.secure_aggregation.terms import Terms
 
+_MOST = 1 << 40  # of any number of a mechanism; arithmetic on these is finite
+
 
 class Step(StrEnum):
     """What a site is asked for."""
@@ -70,7 +72,7 @@ class Question:
 
 
 def _mechanism(fields: dict[str, Any]) -> Mechanism:
-    if not all(type(value) is int and value >= 1 for value in fields.values()):
+    if not all(type(value) is int and 1 <= value < _MOST for value in fields.values()):
         raise ValueError("mechanism: whole numbers")
     return Mechanism(**fields)
 

@@ -17,6 +17,7 @@ from common.secure_aggregation.terms import least_threshold
 
 WRAP_CHANCE = 1e-9
 _FINEST, _COARSEST = 20, 6  # exponents of two
+MOST_CLIP = 1 << _FINEST
 _MOST_LOSS = 1.005  # by rounding, of the sensitivity, where there is a choice
 
 

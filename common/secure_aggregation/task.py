@@ -8,9 +8,10 @@ from dataclasses import asdict
 
 from common.errors import UsageError
 from common.messages import Recipe, TrainRequest
+from common.privacy.discrete import MOST_SHARE_STD
 from common.privacy.events import SummedDiscreteGaussianSteps
 from common.secure_aggregation.aborted import Aborted
-from common.secure_aggregation.mechanism import Mechanism, Parties
+from common.secure_aggregation.mechanism import MOST_CLIP, Mechanism, Parties
 from common.secure_aggregation.roster import Roster
 from common.secure_aggregation.terms import Terms
 
@@ -100,6 +101,9 @@ def check_task(request: TrainRequest, mechanism: Mechanism, terms: Terms, roster
         event_of(request.recipe, mechanism)
     except ValueError as error:
         raise Aborted(f"the server asks for what cannot be: {error}") from error
+    if mechanism.clip > MOST_CLIP or mechanism.share_std > MOST_SHARE_STD:
+        # sums of squares are held in 64 bits, and noise is drawn with them
+        raise Aborted("the mechanism's numbers are larger than can be computed exactly")
     num_weights = sum(value.size for value in request.weights.values())
     if (
         terms_of(request, mechanism, parties, roster) != terms

@@ -137,6 +137,30 @@ def members(
 
 
 @app.command()
+def roster(
+    folder: Where,
+    out: Annotated[Path, typer.Option(help="Where to write the roster, for hospitals to pin.")],
+    hospital: Annotated[
+        list[str] | None, typer.Argument(help="Who takes part; default: all that are admitted.")
+    ] = None,
+) -> None:
+    """Write the hospitals' names and public keys, for rounds of secure aggregation."""
+    from common.files import write_new
+    from server.consortium.folder import Folder
+    from server.consortium.members import Members
+
+    found = Members(folder=Folder(path=folder)).roster(hospital or [])
+    try:
+        write_new(out, found.dumps())
+    except OSError as error:
+        raise UsageError(f"{out}: {error.strerror}") from error
+    for line in found.lines():
+        typer.echo(line)
+    typer.echo(f"roster {found.fingerprint} (hospitals compare this with each other)")
+    typer.echo(f"{out}: for fedward site roster at each of them")
+
+
+@app.command()
 def rotate(
     folder: Where,
     host: Annotated[
@@ -181,6 +205,7 @@ def prepare(
     """Make a run's folder: its configuration and the weights that it begins with."""
     import configs
     from common import unix_user
+    from common.exchange import in_groups
     from server import prepared
     from server.consortium.folder import Folder
     from server.consortium.members import Members
@@ -193,6 +218,9 @@ def prepare(
     run = prepared.prepare(place.runs, name, config, shape, keys)
     unix_user.find(settings.user).own_all(run.path)
     typer.echo(f"{run.path}: prepared for {', '.join(config.federation.sites)}")
+    identities = run.identities()
+    if identities is not None:
+        typer.echo(f"roster {in_groups(identities.digest)} (what each of them has to have pinned)")
 
 
 @app.command("run")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import datetime
 from pathlib import Path
@@ -13,6 +14,8 @@ from common.enrolment import Enrolment
 from common.errors import UsageError
 from common.files import write_atomically, write_new
 from common.join_file import JoinFile
+from common.secure_aggregation import roster_file
+from common.secure_aggregation.roster_file import RosterFile
 from server.consortium.folder import Folder
 from server.consortium.superlink import Superlink
 
@@ -62,6 +65,20 @@ class Members:
             UsageError: A file of one is damaged.
         """
         return tuple(self._read(path) for path in sorted(self.folder.hospitals.glob("*.json")))
+
+    def roster(self, hospitals: Sequence[str] = ()) -> RosterFile:
+        """The keys of these hospitals, or of all that are admitted, for each of them to pin.
+
+        Raises:
+            UsageError: One of them is not admitted, or they are too few.
+        """
+        names = hospitals or [one.hospital for one in self.all() if one.admitted is not None]
+        keys: dict[str, str] = {}
+        for member in map(self.get, names):
+            if member.admitted is None or member.site_key is None:
+                raise UsageError(f"hospital={member.hospital}: is {member.state}, not admitted")
+            keys[member.hospital] = member.site_key
+        return roster_file.make(self.folder.settings().name, keys)
 
     def get(self, hospital: str) -> Member:
         """The hospital of this name.

@@ -18,7 +18,7 @@ from common.secure_aggregation.roster import Roster as Identities
 from common.secure_aggregation.rounding import out_of_ring
 from common.secure_aggregation.server_round import ServerRound
 from common.secure_aggregation.task import terms_of
-from server.answer import Answer, none_from
+from server.answer import Answer, none_from, refused_by
 from server.inquiry import Inquiry
 
 _POLL_SECONDS = 0.05
@@ -122,25 +122,40 @@ class _Round:
             inquiry.settle(site, answer)
 
     def _ask(self, step: Step, bodies: Mapping[str, bytes]) -> None:
-        """Ask those sites that have not failed, and take in what they answer in time."""
+        """Ask those sites that have not failed, and take in what they answer in time.
+
+        A site whose work broke off is asked the same again: what it has said before it repeats,
+        and what it has charged it does not do twice.
+        """
         inquiry, number = self._inquiry, self._inquiry.request.round
         deadline = time.monotonic() + inquiry.federation.timeout_seconds
+        due = dict.fromkeys(sorted(set(bodies) - set(self._failed)), 0.0)
+        tries = dict.fromkeys(due, 0)
         waiting: set[str] = set()
-        for site in sorted(set(bodies) - set(self._failed)):
-            inquiry.attempts[site] = 1
-            if self._send(step, site, bodies[site]):
-                waiting.add(site)
-            else:
-                self._failed[site] = none_from(site, Reason.not_connected)
-        while waiting:
+        while due or waiting:
+            for site in [site for site, moment in due.items() if moment <= time.monotonic()]:
+                del due[site]
+                tries[site] += 1
+                inquiry.attempts[site] = max(inquiry.attempts.get(site, 0), tries[site])
+                if self._send(step, site, bodies[site]):
+                    waiting.add(site)
+                else:
+                    self._failed[site] = none_from(site, Reason.not_connected)
             for (site, asked_in, _), message in inquiry.mailbox.arrived():
-                if asked_in == number and site in waiting:
-                    waiting.discard(site)
+                if asked_in != number or site not in waiting:
+                    continue
+                waiting.discard(site)
+                again = message.has_error() and tries[site] <= inquiry.federation.retries
+                if again and message.error.code != wire.UNAPPROVED_ERROR:
+                    due[site] = time.monotonic() + inquiry.federation.retry_seconds
+                else:
                     self._hear(step, site, message)
             if time.monotonic() > deadline:
-                self._failed |= {site: none_from(site, Reason.no_reply) for site in waiting}
+                self._failed |= {
+                    site: none_from(site, Reason.no_reply) for site in waiting | {*due}
+                }
                 return
-            if waiting:
+            if due or waiting:
                 time.sleep(_POLL_SECONDS)
 
     def _send(self, step: Step, site: str, body: bytes) -> bool:
@@ -155,6 +170,9 @@ class _Round:
         """Take in one site's answer; one that is no good makes the site a missing one."""
         if message.has_error():
             from_site = message.metadata.src_node_id == self._nodes[site]
+            if from_site and message.error.code == wire.UNAPPROVED_ERROR:
+                self._failed[site] = refused_by(site, Reason.unapproved_code)
+                return
             reason = Reason.internal_error if from_site else Reason.no_reply
             self._failed[site] = none_from(site, reason)
             return

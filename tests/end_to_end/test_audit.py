@@ -1,14 +1,16 @@
-"""The command ``fedward audit engine`` in processes of its own."""
+"""The commands of ``fedward audit`` in processes of their own."""
 
 from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -17,11 +19,11 @@ LITTLE = ("--canaries", "60", "--runs", "2", "--lone-runs", "16")
 SMALL = ("federation.rounds=2", "federation.steps_per_round=2", "privacy.images_per_patient=2")
 
 
-def command(*arguments: str, folder: Path) -> subprocess.Popen[str]:
+def command(*arguments: str, folder: Path, name: str = "engine") -> subprocess.Popen[str]:
     work = folder / "tmp"
     work.mkdir(exist_ok=True)
     return subprocess.Popen(
-        [FEDWARD, "audit", "engine", *arguments],
+        [FEDWARD, "audit", name, *arguments],
         cwd=folder,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -35,8 +37,8 @@ def left_behind(folder: Path) -> list[Path]:
     return [path for path in (folder / "tmp").iterdir() if "torchinductor" not in path.name]
 
 
-def finished(*arguments: str, folder: Path) -> tuple[int, str, str]:
-    with command(*arguments, folder=folder) as process:
+def finished(*arguments: str, folder: Path, name: str = "engine") -> tuple[int, str, str]:
+    with command(*arguments, folder=folder, name=name) as process:
         out, err = process.communicate(timeout=1800)
     assert left_behind(folder) == []
     return process.returncode, out, err
@@ -80,11 +82,58 @@ def test_an_audit_stays_below_the_claim(tmp_path: Path, noise: tuple[str, ...]) 
     ids=lambda value: value[0] if isinstance(value, tuple) else "",
 )
 def test_bad_input_is_one_line(tmp_path: Path, arguments: tuple[str, ...], complaint: str) -> None:
-    code, out, err = finished(*arguments, folder=tmp_path)
+    refused(finished(*arguments, folder=tmp_path), complaint)
+
+
+def refused(met: tuple[int, str, str], complaint: str) -> None:
+    code, out, err = met
     assert (code, out) == (2, "")
     assert err.startswith("Error: ")
     assert err.count("\n") == 1
     assert complaint in err
+
+
+@pytest.fixture
+def run_dir(first_run: Any, tmp_path: Path) -> Path:
+    """A copy of a run that ``fedward simulate`` left: three hospitals of phantoms."""
+    assert first_run.code == 0, first_run.err
+    return shutil.copytree(first_run.run_dir, tmp_path / "run")
+
+
+def test_a_run_is_audited_and_its_report_says_so(run_dir: Path, tmp_path: Path) -> None:
+    before = {path: path.read_bytes() for path in run_dir.rglob("*") if path.is_file()}
+    code, out, err = finished(str(run_dir), folder=tmp_path, name="run")
+    assert code == 0, err
+    audit = json.loads((run_dir / "audit.json").read_text())
+    assert list(audit["sites"]) == ["hospital-1", "hospital-2", "hospital-3"]
+    assert audit["passes_claim"] is False
+    assert 7.5 < audit["epsilon_claimed"] <= 8
+    assert out.splitlines()[-1] == str(run_dir / "audit.html")
+    code, out, err = finished(
+        "--run", str(run_dir), "--count", "1", folder=tmp_path, name="inversion"
+    )
+    assert code == 0, err
+    assert "with privacy, SSIM was" in out
+    report = (run_dir / "report.html").read_text()
+    assert "Claimed and measured privacy" in report
+    assert report.count("<img ") == 4
+    # nothing else of the run was touched
+    assert {path for path, content in before.items() if path.read_bytes() != content} <= {
+        run_dir / "report.html"
+    }
+    added = {path.name for path in run_dir.rglob("*") if path.is_file() and path not in before}
+    assert added == {"audit.json", "audit.html", "inversion.json", "inversion.html"}
+
+
+@pytest.mark.parametrize("name", ["run", "inversion"])
+def test_what_is_no_finished_run_is_refused(run_dir: Path, tmp_path: Path, name: str) -> None:
+    place = [str(run_dir)] if name == "run" else ["--run", str(run_dir)]
+    (run_dir / "result.json").unlink()  # as a run that goes on, or was killed
+    refused(finished(*place, folder=tmp_path, name=name), "no result of a finished run")
+    assert not (run_dir / "audit.json").exists()
+    shutil.rmtree(run_dir)
+    refused(finished(*place, folder=tmp_path, name=name), "not the folder of a run")
+    assert not run_dir.exists()
 
 
 @pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM])

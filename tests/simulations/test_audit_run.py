@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ import configs
 from common.errors import UsageError
 from simulations.audit_panel import read_panel
 from simulations.audit_run import FinishedRun, audit_run, shares_of
-from simulations.cli import app
+from simulations.cli import app, main
 
 Simulate = Callable[..., list[dict[str, Any]]]
 
@@ -89,6 +90,8 @@ def test_a_run_is_audited_at_every_site(finished: Callable[..., Path], tmp_path:
     shown = read_panel(path)
     assert shown is not None
     assert shown.answer.endswith("does not pass what is claimed.")
+    assert shown.answer in (path / "report.html").read_text()
+    assert "at least 0.00" in (path / "report.html").read_text()
     run = FinishedRun.open(path)
     again = audit_run(
         run, num_shadows=2, confidence=0.95, progress=lambda *stage: told.append(stage)
@@ -96,7 +99,7 @@ def test_a_run_is_audited_at_every_site(finished: Callable[..., Path], tmp_path:
     assert again.sites["hospital-1"].strengths["LiRA"].auc == pytest.approx(
         audit["sites"]["hospital-1"]["attacks"]["LiRA"]["auc"]
     )
-    assert told[-1] == ("training references", 4, 4)
+    assert told[-1] == ("training references", 8, 8)  # two rounds each
 
 
 def test_the_claim_is_the_ledgers(finished: Callable[..., Path]) -> None:
@@ -118,9 +121,29 @@ def test_non_members_come_from_the_study_where_it_names_no_hospital(
         assert trained.isdisjoint(record.patient for part in share.others for record in part)
 
 
-def test_frozen_features_are_used(finished: Callable[..., Path]) -> None:
+@pytest.mark.parametrize(("seconds", "num_shadows"), [(1.0, 4), (30.0, 0)])
+def test_nobody_waits_for_references_that_are_dear(
+    finished: Callable[..., Path], seconds: float, num_shadows: int
+) -> None:
+    """Two hospitals, two rounds of a step, and the answers: three looks at the clock each."""
+    path, looks = finished("privacy.epsilon=8", "finetune=head"), iter(range(100))
+    found = audit_run(
+        FinishedRun.open(path),
+        num_shadows=None,
+        confidence=0.95,
+        progress=quiet,
+        clock=lambda: seconds * 10 * next(looks),
+    )
+    assert found.seconds_each == 30 * seconds
+    # 300 seconds over two hospitals of 30 seconds for each reference, or of 900
+    assert found.num_shadows == num_shadows
+
+
+def test_cheap_references_are_many(finished: Callable[..., Path]) -> None:
     path = finished("privacy.epsilon=8", "finetune=head")
-    found = audit_run(FinishedRun.open(path), num_shadows=None, confidence=0.95, progress=quiet)
+    found = audit_run(
+        FinishedRun.open(path), num_shadows=None, confidence=0.95, progress=quiet, clock=lambda: 0.0
+    )
     assert found.num_shadows == 16
 
 
@@ -170,3 +193,56 @@ def test_too_few_patients_are_refused(finished: Callable[..., Path]) -> None:
     )
     with pytest.raises(UsageError, match="an audit needs 8 patients of each"):
         shares_of(FinishedRun.open(path))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [
+        ((), "not the folder of a run"),
+        (("--shadows", "3"), "--shadows=3: must be even"),
+        (("--confidence", "1"), "--confidence=1"),
+        (("--engine", "absent.json"), "--engine=absent.json: No such file"),
+        (("--engine", "figures.json"), "not what fedward audit engine --json writes"),
+        (("--json", "absent/figures.json"), "no such folder"),
+    ],
+    ids=lambda value: value[0] if isinstance(value, tuple) and value else "",
+)
+def test_bad_input_is_one_line(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    arguments: tuple[str, ...],
+    complaint: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "figures.json").write_text('{"epsilon_claimed": 1}')
+    monkeypatch.setattr(sys, "argv", ["fedward", "audit", "run", "run", *arguments])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    out, err = capsys.readouterr()
+    assert (ended.value.code, out) == (2, "")
+    assert err.startswith("Error: ")
+    assert err.count("\n") == 1
+    assert complaint in err
+    assert [path.name for path in tmp_path.iterdir()] == ["figures.json"]
+
+
+def test_an_audit_of_the_engine_in_the_folder_stands_beside(finished: Callable[..., Path]) -> None:
+    path = finished("privacy.epsilon=8")
+    engine = {
+        "epsilon_claimed": 4.0,
+        "epsilon_lower_bound": 3.2,
+        "confidence": 0.95,
+        "passes_claim": False,
+        "delta": 1e-5,
+        "unit": "patient",
+        "accountant": "pld",
+        "recipe": {"noise_multiplier": 1.0, "sampling_rate": 0.25},
+    }
+    (path / "engine.json").write_text(json.dumps(engine))
+    result = CliRunner().invoke(app, ["audit", "run", str(path), "--shadows", "0"])
+    assert result.exit_code == 0, result.output
+    shown = read_panel(path)
+    assert shown is not None
+    assert [gauge.name for gauge in shown.gauges] == ["engine", "hospital-1", "hospital-2"]
+    assert "at least 3.20" in (path / "report.html").read_text()

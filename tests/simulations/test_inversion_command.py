@@ -81,6 +81,7 @@ def test_images_of_a_folder_stay_unless_they_are_public(tmp_path: Path) -> None:
         (("--out", "absent/page.html"), "no such folder"),
         (("--json", "absent/figures.json"), "no such folder"),
         (("--nonsense",), "--nonsense: no such option"),
+        (("--run", "absent"), "absent: not the folder of a run"),
         (("privacy.epsiln=4",), "did you mean privacy.epsilon?"),
     ],
     ids=lambda value: value[0] if isinstance(value, tuple) else "",

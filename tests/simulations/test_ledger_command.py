@@ -7,7 +7,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +16,18 @@ import pytest
 from common.config import Unit
 from common.privacy.book import LedgerBook
 from common.privacy.budget import Budget
-from common.privacy.events import GaussianRelease, NonPrivateRelease, PoissonGaussianSteps
+from common.privacy.chain import dump_events
+from common.privacy.events import (
+    GaussianRelease,
+    NonPrivateRelease,
+    PoissonGaussianSteps,
+    SummedDiscreteGaussianSteps,
+)
 from common.privacy.ledger import Ledger
 from common.privacy.verification import verify
 from simulations import ledger_reading
 from simulations.cli import main
+from simulations.ledger_view import rounded_up
 
 BUDGET = Budget(epsilon=6.0, delta=1e-5)
 STEPS = PoissonGaussianSteps(sampling_rate=0.25, noise_multiplier=1.5, steps=5)
@@ -362,6 +369,65 @@ def test_forecast_of_an_empty_ledger_needs_the_whole_recipe(
     assert ahead["rounds_left"] is None
     assert "no cap stops it" in command("forecast", path, *recipe).out
     assert command("forecast", path, *recipe[:-1], 0, "--rounds", 1).code == 0
+
+
+SUM = SummedDiscreteGaussianSteps(
+    sampling_rate=0.25, clip=1 << 20, num_weights=100, share_std=2_500_000, num_shares=2, steps=1
+)
+
+
+@pytest.fixture
+def shared(tmp_path: Path) -> Path:
+    """A ledger that has events of secure sums and no others."""
+    path = tmp_path / "shared.sqlite"
+    with Ledger.open(path, cohort="c") as ledger:
+        for number in range(3):
+            charge(ledger, f"r{number}", SUM)
+    return path
+
+
+def test_where_noise_is_shared_both_figures_are_shown(command: Command, shared: Path) -> None:
+    (found,) = command("show", shared, "--json").ledgers
+    assert found["epsilon"] == BUDGET.spent([SUM] * 3)
+    assert found["epsilon_alone"] == BUDGET.spent_alone([SUM] * 3) > found["epsilon"]
+    said = command("show", shared).out
+    assert f"({rounded_up(found['epsilon_alone'])} if no other hospital can be trusted)" in said
+    (exported,) = command("export", shared).ledgers
+    assert exported["epsilon_alone"] == found["epsilon_alone"]
+
+
+def test_where_it_is_not_there_is_one_figure(command: Command, ledger: Path) -> None:
+    assert "epsilon_alone" not in command("show", ledger, "--json").ledgers[0]
+    assert "no other hospital" not in command("show", ledger).out
+    assert "epsilon_alone" not in command("forecast", ledger, "--json").ledgers[0]
+    assert "alone" not in command("forecast", ledger).out
+
+
+def test_forecast_goes_on_from_a_ledger_of_sums_alone(command: Command, shared: Path) -> None:
+    (ahead,) = command("forecast", shared, "--json", "--rounds", 2).ledgers
+    assert ahead["recipe"] == dump_events([SUM])
+    assert ahead["epsilon"] == [BUDGET.spent([SUM] * count) for count in (3, 4, 5)]
+    assert ahead["epsilon_alone"] == [BUDGET.spent_alone([SUM] * count) for count in (3, 4, 5)]
+    left = ahead["rounds_left"]
+    assert BUDGET.allows([SUM] * (3 + left))
+    assert not BUDGET.allows([SUM] * (4 + left))
+    said = command("forecast", shared, "--rounds", 2).out
+    assert "of 2 sites together" in said
+    assert "alone: if no other hospital can be trusted" in said
+    for figure in (*ahead["epsilon"], *ahead["epsilon_alone"]):
+        assert rounded_up(figure) in said
+
+
+def test_forecast_of_sums_takes_another_recipe(command: Command, shared: Path) -> None:
+    (ahead,) = command("forecast", shared, "--json", "--steps", 4, "--rounds", 1).ledgers
+    assert ahead["epsilon"][1] == BUDGET.spent([*[SUM] * 3, replace(SUM, steps=4)])
+    assert ahead["epsilon_alone"][1] == BUDGET.spent_alone([*[SUM] * 3, replace(SUM, steps=4)])
+    own = PoissonGaussianSteps(sampling_rate=0.25, noise_multiplier=4.0, steps=1)
+    words = ("forecast", shared, "--json", "--noise-multiplier", 4, "--rounds", 1)
+    (ahead,) = command(*words).ledgers
+    assert ahead["epsilon"][1] == BUDGET.spent([*[SUM] * 3, own])
+    assert ahead["epsilon_alone"][1] == BUDGET.spent_alone([*[SUM] * 3, own])
+    assert command("forecast", shared, "--steps", 4, "--sampling-rate", 2).code == 2
 
 
 def test_export_holds_every_request_and_no_patient(command: Command, tmp_path: Path) -> None:

@@ -173,6 +173,30 @@ def test_more_than_any_node_has_is_refused(hosts: list[Any]) -> None:
         open_hosts(SimulationConfig(cpus_per_site=64.0), num_sites=5)
 
 
+def test_memory_decides_how_many_train_side_by_side(hosts: list[Any]) -> None:
+    (node,) = ray.nodes()
+    memory = int(node["Resources"]["memory"])
+    for share, count in ((0.1, len(hosts)), (0.6, 1)):
+        some = open_hosts(SimulationConfig(), num_sites=5, memory_bytes=int(share * memory))
+        assert len(some) == count
+        for host in some:
+            ray.kill(host)
+    with pytest.raises(RunFailed, match=r"GB of memory: no node .* set training\.memory_gb"):
+        open_hosts(SimulationConfig(), num_sites=5, memory_bytes=2 * memory)
+
+
+def test_a_process_that_cannot_be_had_again_is_no_reason_to_wait(
+    hosts: list[Any], tmp_path: Path
+) -> None:
+    """The questions that wait for it are answered with errors, as those that it had."""
+    del hosts
+    names = tuple(f"hospital-{number}" for number in range(3))
+    sites: Any = Hospitals(names=names, run_dir=RunDir(path=tmp_path))
+    alone: Any = ray.remote(Host).options(num_cpus=0, max_restarts=0).remote()
+    found = replies(RayGrid([alone], sites), [secure(1, DIE), *describe(2, 3)])
+    assert [reply.has_error() for reply in found] == [True, True, True]
+
+
 def test_content_of_a_round_is_stored_once(grid: RayGrid, monkeypatch: pytest.MonkeyPatch) -> None:
     stored: list[RecordDict] = []
     put = ray.put

@@ -6,8 +6,8 @@ import tempfile
 import threading
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -17,13 +17,14 @@ import pytest
 from flwr.cli.build import build_fab_from_files
 
 from client.agent import schema, service
-from client.agent.agent import Agent, HeldSite
+from client.agent.agent import Agent, HeldSite, Sums
 from client.agent.approval import Approvals
 from client.agent.audit import AuditLog, AuditReading, read
 from client.agent.forwarder import AgentSite
 from client.agent.rules import Work
 from client.classifier import SiteModel
 from client.data.cohort import Cohort
+from client.secure_aggregation.secure_site import SecureSetup, SecureSite
 from client.site import Site, SiteSetup
 from common import models
 from common.config import FinetuneConfig, FinetuneMode, ModelConfig
@@ -31,7 +32,13 @@ from common.messages import Recipe, TrainRequest
 from common.privacy.book import LedgerBook
 from common.privacy.budget import Budget
 from common.privacy.cohort import patient_hashes
-from common.seeds import SystemSeeds
+from common.secure_aggregation import roster_file
+from common.secure_aggregation.conversation import Question, SecureAnswer, Step
+from common.secure_aggregation.mechanism import Mechanism, Parties, design
+from common.secure_aggregation.roster import Roster
+from common.secure_aggregation.task import terms_of
+from common.secure_aggregation.terms import Terms
+from common.seeds import SeedSource, SimulatedSeeds, SystemSeeds
 
 POLICY = """\
 schema: fedward.policy/1
@@ -45,7 +52,6 @@ largest_sampling_rate: 0.5
 largest_steps: 10
 models: ["test_*"]
 generators: false
-metrics: {leave: off}
 """
 RECIPE = Recipe(
     mechanism="dp_sgd",
@@ -106,15 +112,15 @@ def make_request(round_number: int = 1, *, run_id: str = "run", **changes: Any) 
     )
 
 
-def make_cohort() -> Cohort:
-    rng = np.random.default_rng(0)
+def make_cohort(seed: int = 0) -> Cohort:
+    rng = np.random.default_rng(seed)
     patients = np.repeat(np.arange(6), [1, 2, 3, 1, 2, 1])
     return Cohort(
         images=rng.random((10, 1, 32, 32), dtype=np.float32),
         labels=rng.integers(0, 2, 10),
         patients=patients,
         num_patients=6,
-        patient_ids=tuple(f"PATIENT-{number}-MEIER" for number in range(6)),
+        patient_ids=tuple(f"PATIENT-{6 * seed + number}-MEIER" for number in range(6)),
     )
 
 
@@ -131,6 +137,7 @@ class Place:
     now: datetime
     gate_uid: int | None = None
     agent: Agent | None = None
+    sums: Sums | None = None
 
     @property
     def policy(self) -> Path:
@@ -151,6 +158,7 @@ class Place:
             policy=self.policy,
             approvals=self.approvals,
             audit=self.audit,
+            sums=self.sums,
             gate_uid=self.gate_uid,
             now=lambda: self.now,
         )
@@ -190,12 +198,15 @@ class Place:
             return len(ledger.entries())
 
 
-@pytest.fixture
-def place() -> Iterator[Place]:
+@contextmanager
+def open_place(
+    name: str = "hospital-1", *, seed: int = 0, seeds: SeedSource | None = None
+) -> Iterator[Place]:
+    """A hospital in a folder of its own, with one approved bundle."""
     # a short path: a Unix socket's has at most 107 characters
-    with tempfile.TemporaryDirectory(prefix="fw-") as name:
-        folder = Path(name)
-        cohort = make_cohort()
+    with tempfile.TemporaryDirectory(prefix="fw-") as path:
+        folder = Path(path)
+        cohort = make_cohort(seed)
         key = LedgerBook.at(folder / "ledgers").key
         audit = AuditLog(folder / "audit.sqlite", key=key)
         approvals = Approvals(folder=folder / "bundles", key=key)
@@ -203,7 +214,7 @@ def place() -> Iterator[Place]:
         approvals.approve(bundle.sha256, audit)
         site = Site(
             SiteSetup(
-                name="hospital-1",
+                name=name,
                 cohort=cohort,
                 patient_hashes=patient_hashes(cohort.patient_ids, key.cohort_key),
                 ledger=folder / "unused.sqlite",
@@ -211,7 +222,7 @@ def place() -> Iterator[Place]:
                 replies=folder / "replies",
                 budget=Budget(epsilon=1e-300, delta=1e-12),
                 model=MODEL,
-                seeds=SystemSeeds(),
+                seeds=seeds or SystemSeeds(),
                 study="phantom",
             )
         )
@@ -231,8 +242,102 @@ def place() -> Iterator[Place]:
             now=datetime(2026, 3, 2, 12, 0, tzinfo=UTC),
         )
         found.write_policy()
+        try:
+            yield found
+        finally:
+            audit.close()
+
+
+@pytest.fixture
+def place() -> Iterator[Place]:
+    with open_place() as found:
         yield found
-        audit.close()
+
+
+SECURE_POLICY = (
+    POLICY.replace("epsilon: 50.0", "epsilon: 50.0, epsilon_alone: 200.0")
+    + """\
+trust: {accepted: [secure_aggregation], least_sites: 4, least_colluders: 1}
+"""
+)
+HOSPITALS = tuple(f"hospital-{number}" for number in range(1, 5))
+
+
+@dataclass
+class Town:
+    """Four hospitals with agents that have pinned one roster, and a server that asks by hand."""
+
+    places: dict[str, Place]
+    roster: Roster
+    parties: Parties = field(
+        default_factory=lambda: Parties(num_sites=4, max_dropouts=1, max_colluders=1)
+    )
+    heard: list[bytes] = field(default_factory=list[bytes])
+
+    def request(self, number: int = 1, **changes: Any) -> TrainRequest:
+        return make_request(number, **{"steps": 1, "optimizer": "sgd", **changes})
+
+    def mechanism(self) -> Mechanism:
+        return design(
+            noise_multiplier=RECIPE.noise_multiplier,
+            num_weights=sum(value.size for value in make_request().weights.values()),
+            num_patients=24,
+            sampling_rate=RECIPE.sampling_rate,
+            parties=self.parties,
+        )
+
+    def terms(self, request: TrainRequest) -> Terms:
+        return terms_of(request, self.mechanism(), self.parties, self.roster)
+
+    def ask(self, name: str, step: Step, body: bytes, request: TrainRequest) -> SecureAnswer:
+        """Through the hospital's socket, as a bundle's process would."""
+        mechanism, terms = self.mechanism(), self.terms(request)
+        question = Question(step=step, terms=terms, mechanism=mechanism, body=body)
+        place = self.places[name]
+        stub = AgentSite(socket=place.socket, bundle=place.bundle)
+        said = stub.answer(question.to_bytes(), request if step is Step.masked else None)
+        self.heard.append(said)
+        return SecureAnswer.from_bytes(said)
+
+    def setup(self, name: str) -> SiteSetup:
+        site = self.places[name].site
+        assert isinstance(site, Site)
+        return site._setup
+
+
+def _sums(place: Place) -> Sums:
+    """As `client.agent.hospital.Hospital.sums`, of a site without a ``site.yaml``."""
+    site = place.site
+    assert isinstance(site, Site)
+
+    def part(roster: Roster) -> SecureSite:
+        state = place.folder / "secure-round.state"
+        return SecureSite(site, SecureSetup(roster=roster, key=place.approvals.key, state=state))
+
+    return Sums(roster=place.folder / "roster.json", part=part)
+
+
+@pytest.fixture
+def town() -> Iterator[Town]:
+    with ExitStack() as stack:
+        places = {
+            name: stack.enter_context(
+                open_place(name, seed=number, seeds=SimulatedSeeds(run_seed=7, site=name))
+            )
+            for number, name in enumerate(HOSPITALS)
+        }
+        keys = {name: place.approvals.key.public_key for name, place in places.items()}
+        pinned = roster_file.make("north", keys)
+        for place in places.values():
+            (place.folder / "roster.json").write_text(pinned.dumps())
+            place.sums = _sums(place)
+            place.write_policy(SECURE_POLICY)
+        yield Town(places=places, roster=pinned.roster)
+
+
+@pytest.fixture
+def secure_policy() -> str:
+    return SECURE_POLICY
 
 
 @pytest.fixture

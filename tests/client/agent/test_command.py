@@ -7,10 +7,13 @@ import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 import pytest
+import trustme
+from cryptography import x509
 
 from client.agent.audit import Kind
 from simulations.cli import main
@@ -146,6 +149,21 @@ def test_status_tells_what_is_used_and_left(
     assert "policy.yaml: line" in said.err
 
 
+def test_status_tells_when_the_consortiums_authority_ends(fedward: Command, home: Any) -> None:
+    config = ("--config", home.folder / "site.yaml")
+    assert json.loads(fedward("status", "--json", *config).out)["authority_ends"] is None
+    authority = trustme.CA().cert_pem.bytes()
+    (home.folder / "ca.crt").write_bytes(authority)
+    ends = x509.load_pem_x509_certificate(authority).not_valid_after_utc
+    found = json.loads(fedward("status", "--json", *config).out)["authority_ends"]
+    assert datetime.fromisoformat(found) == ends
+    assert f"authority, {ends:%Y-%m-%d}" in fedward("status", *config).out
+    (home.folder / "ca.crt").write_text("nothing")
+    said = fedward("status", *config)
+    assert (said.code, len(said.err.splitlines())) == (2, 1)
+    assert "ca.crt: no certificate (PEM)" in said.err
+
+
 def test_state_that_others_may_look_into_is_refused(fedward: Command, home: Any) -> None:
     home.folder.chmod(0o755)
     said = fedward("serve", "--config", home.folder / "site.yaml")
@@ -157,7 +175,20 @@ def test_no_command_but_serve_needs_torch() -> None:
     code = (
         "import sys\n"
         "from client.agent import command, status, approval, bundle, forwarder, gate_door\n"
+        "from client.agent import runner\n"
         "from client.provisioning import command, setup, doctor\n"
         "from client import app\nassert 'torch' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
+
+
+def test_an_agent_that_would_mix_in_synthetic_images_does_not_start(
+    fedward: Command, home: Any
+) -> None:
+    settings = "settings: [augment=mix, augment.pool=pool]"
+    (home.folder / "site.yaml").write_text(SITE.replace("settings: []", settings))
+    said = fedward("serve", "--config", home.folder / "site.yaml")
+    assert (said.code, said.out) == (2, "")
+    assert said.err.splitlines() == [
+        "Error: augment=mix: an agent cannot charge for synthetic images yet"
+    ]

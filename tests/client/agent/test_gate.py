@@ -22,6 +22,7 @@ from client.agent.gate import Gate
 from common.errors import UsageError
 from common.messages import Reason, Status, TrainRequest
 from common.privacy.keys import SiteKey
+from common.secure_aggregation.conversation import Question, SecureAnswer, Step
 
 Fab = Callable[..., bytes]
 NAME = "consortium/fedward-app 1.0.0"
@@ -213,6 +214,23 @@ def test_a_round_through_the_gate(
         assert site.describe().num_patients == 6
         assert site.train(request_of(1)).status is Status.trained
     assert {row["bundle"] for row in stand.place.rows("asked")} == {stand.place.bundle}
+
+
+def test_a_question_of_a_secure_sum_through_the_gate(
+    stand: Stand, approved: bytes, town: Any
+) -> None:
+    stand.offer(make_task(approved))
+    request = town.request()
+    question = Question(step=Step.keys, terms=town.terms(request), mechanism=town.mechanism())
+    with stand.place.served(), stand.served():
+        site = AgentSite.of(stand.node_config())
+        said = SecureAnswer.from_bytes(site.answer(question.to_bytes()))
+        borrowed = replace(site, bundle="ab" * 32).answer(question.to_bytes())
+    assert (said.site, said.reason) == ("hospital-1", Reason.unapproved_trust)
+    assert SecureAnswer.from_bytes(borrowed).reason is Reason.unapproved_code
+    asked = stand.place.rows("asked")
+    assert [row["bundle"] for row in asked] == [stand.place.bundle, "ab" * 32]
+    assert {row["step"] for row in asked} == {"keys"}
 
 
 def test_a_bundle_cannot_ask_in_the_name_of_another(

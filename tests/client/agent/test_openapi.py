@@ -35,16 +35,23 @@ def messages(draw: st.DrawFn) -> bytes:
     if kind == "frame":
         text = draw(st.binary(max_size=200))
         return struct.pack("<Q", draw(st.just(len(text)) | st.integers(0, 2**64 - 1))) + text
-    fields = {"schema": schema.SCHEMA, "kind": draw(st.sampled_from(["describe", "train"]))}
+    fields = {
+        "schema": schema.SCHEMA,
+        "kind": draw(st.sampled_from(["describe", "train", "secure"])),
+    }
     fields |= draw(st.dictionaries(st.sampled_from(NAMES) | st.text(max_size=5), VALUES))
-    arrays = {"weights/head": np.zeros(draw(st.integers(0, 4)), np.float32)}
-    return save(arrays if draw(st.booleans()) else {}, metadata={"fedward": json.dumps(fields)})
+    arrays: dict[str, np.ndarray] = {
+        "weights/head": np.zeros(draw(st.integers(0, 4)), np.float32),
+        "secure": np.frombuffer(b"FWSA" + draw(st.binary(max_size=60)), np.uint8),
+    }
+    arrays = {name: arrays[name] for name in draw(st.sets(st.sampled_from(sorted(arrays))))}
+    return save(arrays, metadata={"fedward": json.dumps(fields)})
 
 
 schemathesis.openapi.media_type(schema.MEDIA_TYPE, messages())
 
 
-@pytest.mark.parametrize("path", ["/v1/describe", "/v1/train"])
+@pytest.mark.parametrize("path", ["/v1/describe", "/v1/train", "/v1/secure"])
 def test_whatever_is_posted_is_answered_from_the_list_and_charged_to_nobody(
     place: Any, request_of: Any, path: str
 ) -> None:

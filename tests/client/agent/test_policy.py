@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from client.agent.policy import Leave, Policy, Window, parse, template
+from client.agent.policy import Policy, Window, parse, template
 from common.config import Unit
 from common.errors import UsageError
 
@@ -19,17 +19,13 @@ def test_the_template_is_a_policy_that_names_every_setting() -> None:
     assert policy.studies["my-study"].epsilon == 4.0
     assert policy.studies["my-study"].unit is Unit.patient
     assert (policy.paused, policy.hours, policy.generators) == (False, (), False)
-    assert policy.metrics.leave is Leave.off
     for item in fields(Policy):
         assert f"\n{item.name}:" in template()
 
 
-def test_hours_and_reasons_are_read(policy_text: str) -> None:
+def test_hours_are_read(policy_text: str) -> None:
     text = policy_text.replace("hours: []", 'hours: [20:00-06:00, "12:00-13:00"]')
-    text = text.replace("{leave: off}", "{leave: raw, public_reason: an open study}")
-    policy = parse(text)
-    assert policy.hours[0] == Window(start=time(20), end=time(6))
-    assert policy.metrics.public_reason == "an open study"
+    assert parse(text).hours[0] == Window(start=time(20), end=time(6))
 
 
 @pytest.mark.parametrize(
@@ -52,9 +48,7 @@ def test_hours_and_reasons_are_read(policy_text: str) -> None:
         ('models: ["test_*"]', "models: test_vit", "must be a list of texts"),
         ("hours: []", "hours: [25:00-26:00]", "must read HH:MM-HH:MM"),
         ("hours: []", "hours: [06:00-06:00]", "two different times"),
-        ("{leave: off}", "{leave: raw}", "metrics.public_reason: missing"),
-        ("{leave: off}", "{leave: off, public_reason: x}", "is for metrics.leave=raw only"),
-        ("{leave: off}", "{leave: some}", "metrics.leave=some: must be one of off, noised, raw"),
+        ("paused: false", "metrics: {leave: off}", "metrics: unknown"),  # of earlier versions
     ],
 )
 def test_a_bad_policy_is_refused_by_name(

