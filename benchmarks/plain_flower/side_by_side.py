@@ -2,7 +2,8 @@
 
 ``python benchmarks/plain_flower/side_by_side.py [--data FOLDER] [--turns N] [--json FILE]``; the
 folder is the CBIS-DDSM masses' (docs/studies.md), and without it phantoms are drawn. CPU time is
-that of all processes that a command starts, Ray's included; it ends with the last of them.
+that of all processes that a command starts, Ray's included, looked up four times a second: Ray
+ignores the end of its workers, so their times reach no parent.
 """
 
 from __future__ import annotations
@@ -10,17 +11,19 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import resource
 import statistics
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Self
 
 import numpy as np
+import psutil
 from PIL import Image
 
 import configs
@@ -149,35 +152,63 @@ def cost_of(command: list[str], folder: Path, *, on_ray: bool) -> Cost:
         SystemExit: if it fails.
     """
     work = Path(tempfile.mkdtemp(dir=folder))
-    began, before = time.monotonic(), of_children() + (of_ray() if on_ray else 0.0)
-    done = subprocess.run(
-        command,
-        cwd=work,
-        env={**os.environ, **QUIET, **THREADS},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    if not on_ray:
-        end_descendants()
-    after = of_children() + (of_ray() if on_ray else 0.0)
+    began, watch = time.monotonic(), CpuWatch(on_ray=on_ray)
+    with watch:
+        done = subprocess.run(
+            command,
+            cwd=work,
+            env={**os.environ, **QUIET, **THREADS},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+    end_descendants()
     if done.returncode:
         sys.exit(f"{' '.join(command)}\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}")
     for line in done.stdout.splitlines():
         if line.startswith(("{", "Test AUROC")):
             print(f"  {line}", flush=True)
-    return Cost(wall_seconds=time.monotonic() - began, cpu_seconds=after - before)
+    return Cost(wall_seconds=time.monotonic() - began, cpu_seconds=watch.seconds)
 
 
-def of_children() -> float:
-    """CPU seconds of all processes that have ended below this one."""
-    used = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return used.ru_utime + used.ru_stime
+class CpuWatch:
+    """CPU seconds of all processes below this one, and of a Ray that stays, since the beginning."""
 
+    def __init__(self, *, on_ray: bool) -> None:
+        self._on_ray = on_ray
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+        self._used: dict[tuple[int, float], float] = {}
+        self._before: dict[tuple[int, float], float] = {}
 
-def of_ray() -> float:
-    """CPU seconds of the Ray that stays, and of the processes on it."""
-    return sum(sum(process.cpu_times()[:2]) for process in ray_here.processes())
+    @property
+    def seconds(self) -> float:
+        """Until now."""
+        return sum(used - self._before.get(who, 0.0) for who, used in self._used.items())
+
+    def __enter__(self) -> Self:
+        self._look()
+        self._before = dict(self._used)
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._over.set()
+        self._thread.join()
+        self._look()
+
+    def _look(self) -> None:
+        below = psutil.Process().children(recursive=True)
+        for process in (*below, *(ray_here.processes() if self._on_ray else ())):
+            try:
+                times = process.cpu_times()
+                self._used[process.pid, process.create_time()] = times.user + times.system
+            except psutil.NoSuchProcess:
+                continue  # what it used was seen before
+
+    def _watch(self) -> None:
+        while not self._over.wait(0.25):
+            self._look()
 
 
 if __name__ == "__main__":

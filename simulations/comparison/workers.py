@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import ray
-from ray.exceptions import RayActorError
+from ray.exceptions import OutOfMemoryError, RayActorError
 
 if TYPE_CHECKING:
     from simulations.comparison.trial import Job
@@ -121,7 +121,7 @@ class Crew:
             assert job is not None
             try:
                 problem, died = ray.get(done[0]), False
-            except RayActorError as error:
+            except (RayActorError, OutOfMemoryError) as error:
                 problem, died = f"its process died ({_first_line(error)})", True
             seat.job = seat.task = None
             if died:

@@ -74,6 +74,7 @@ OUT_OF_BOUNDS: list[tuple[type[Any], str, str, tuple[Any, ...]]] = [
     (FederationConfig, "federation.", "timeout_seconds", NOT_POSITIVE),
     (FederationConfig, "federation.", "wait_seconds", NOT_POSITIVE),
     (FederationConfig, "federation.", "min_sites", (0, 4)),
+    (FederationConfig, "federation.", "sites_per_round", (0, 4)),
     (FederationConfig, "federation.", "min_patient_share", (-0.1, 1.1, math.nan)),
     (FederationConfig, "federation.", "retries", (-1,)),
     (FederationConfig, "federation.", "retry_seconds", (-1.0, math.inf, math.nan)),
@@ -123,6 +124,7 @@ OUT_OF_BOUNDS: list[tuple[type[Any], str, str, tuple[Any, ...]]] = [
     (GanConfig, "gan.", "texture", (-1, 9)),
     (SimulationConfig, "simulation.", "cpus_per_site", NOT_POSITIVE),
     (SimulationConfig, "simulation.", "gpus_per_site", (-0.5, math.nan)),
+    (SimulationConfig, "simulation.", "open_sites", (0,)),
 ]
 
 

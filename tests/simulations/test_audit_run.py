@@ -121,30 +121,21 @@ def test_non_members_come_from_the_study_where_it_names_no_hospital(
         assert trained.isdisjoint(record.patient for part in share.others for record in part)
 
 
-@pytest.mark.parametrize(("seconds", "num_shadows"), [(1.0, 4), (30.0, 0)])
-def test_nobody_waits_for_references_that_are_dear(
-    finished: Callable[..., Path], seconds: float, num_shadows: int
-) -> None:
-    """Two hospitals, two rounds of a step, and the answers: three looks at the clock each."""
-    path, looks = finished("privacy.epsilon=8", "finetune=head"), iter(range(100))
-    found = audit_run(
-        FinishedRun.open(path),
-        num_shadows=None,
-        confidence=0.95,
-        progress=quiet,
-        clock=lambda: seconds * 10 * next(looks),
-    )
-    assert found.seconds_each == 30 * seconds
-    # 300 seconds over two hospitals of 30 seconds for each reference, or of 900
-    assert found.num_shadows == num_shadows
-
-
-def test_cheap_references_are_many(finished: Callable[..., Path]) -> None:
-    path = finished("privacy.epsilon=8", "finetune=head")
-    found = audit_run(
-        FinishedRun.open(path), num_shadows=None, confidence=0.95, progress=quiet, clock=lambda: 0.0
-    )
-    assert found.num_shadows == 16
+def test_nobody_waits_for_references_that_are_dear(finished: Callable[..., Path]) -> None:
+    """Two hospitals, two rounds of a step, and the answers: three looks at the clock for each."""
+    run = FinishedRun.open(finished("privacy.epsilon=8", "finetune=head"))
+    # 300 seconds over two hospitals of 0, 30 or 900 seconds for each reference
+    for seconds, num_shadows in ((0.0, 16), (10.0, 4), (300.0, 0)):
+        looks = iter(range(100))
+        found = audit_run(
+            run,
+            num_shadows=None,
+            confidence=0.95,
+            progress=quiet,
+            clock=lambda unit=seconds, looks=looks: unit * next(looks),
+        )
+        assert found.seconds_each == 3 * seconds
+        assert found.num_shadows == num_shadows
 
 
 def _other_weights(path: Path) -> None:
