@@ -24,6 +24,7 @@ _ALONE = (
     "federation.min_sites=1",
     "federation.min_patient_share=0",
     "federation.trust=local",
+    "federation.sites_per_round=null",
     "strategy.personal=none",
     "strategy.local_steps_after=0",
     "strategy.site_dp.noise_multiplier=null",

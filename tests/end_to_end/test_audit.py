@@ -125,14 +125,14 @@ def test_a_run_is_audited_and_its_report_says_so(run_dir: Path, tmp_path: Path) 
     assert added == {"audit.json", "audit.html", "inversion.json", "inversion.html"}
 
 
-@pytest.mark.parametrize("name", ["run", "inversion"])
-def test_what_is_no_finished_run_is_refused(run_dir: Path, tmp_path: Path, name: str) -> None:
-    place = [str(run_dir)] if name == "run" else ["--run", str(run_dir)]
+def test_what_is_no_finished_run_is_refused(run_dir: Path, tmp_path: Path) -> None:
     (run_dir / "result.json").unlink()  # as a run that goes on, or was killed
-    refused(finished(*place, folder=tmp_path, name=name), "no result of a finished run")
+    met = finished(str(run_dir), folder=tmp_path, name="run")
+    refused(met, "no result of a finished run")
     assert not (run_dir / "audit.json").exists()
     shutil.rmtree(run_dir)
-    refused(finished(*place, folder=tmp_path, name=name), "not the folder of a run")
+    met = finished("--run", str(run_dir), folder=tmp_path, name="inversion")
+    refused(met, "not the folder of a run")
     assert not run_dir.exists()
 
 

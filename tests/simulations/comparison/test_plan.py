@@ -108,8 +108,16 @@ def test_one_hospital_has_nobody_to_average_with(tmp_path: Path, tiny: tuple[str
 def test_an_optimiser_of_the_server_takes_the_same_steps_for_one_hospital(
     tmp_path: Path, tiny: tuple[str, ...]
 ) -> None:
-    found = planned(tmp_path, *tiny, "strategy=fedadam", "strategy.server_learning_rate=0.05")
+    found = planned(
+        tmp_path,
+        *tiny,
+        "strategy=fedadam",
+        "strategy.server_learning_rate=0.05",
+        "federation.sites_per_round=1",
+    )
     for trial in found.trials:
+        alone = trial.kind is not Kind.federated
+        assert trial.config.federation.sites_per_round == (None if alone else 1)
         assert trial.config.strategy.name is StrategyName.fedadam
         assert trial.config.strategy.learning_rate == 0.05
 
