@@ -196,9 +196,14 @@ def _check_all_loaded(config: ModelConfig, model: nn.Module, other: nn.Module) -
 
 
 def _head_names(model: nn.Module) -> set[str]:
-    """Names of the weights of the head: of both of a distilled transformer, pooling included."""
+    """Names of the weights of the head: of both of a distilled transformer, pooling included.
+
+    A model that classifies nothing, such as a generator, has none.
+    """
     if isinstance(model, SliceAttention):
         return set(_blocks(model)[-1])
+    if not hasattr(model, "get_classifier"):
+        return set()
     head = cast("nn.Module | tuple[nn.Module, ...]", cast("Any", model).get_classifier())
     heads = nn.ModuleList(head if isinstance(head, tuple) else [head])
     mine = set(heads.parameters())
