@@ -139,6 +139,7 @@ def _subject(config: Config, effort: Effort) -> Subject:
     from client.audit.game import Subject
     from common.config import Personal, StudyKind
     from server.recipe import plan
+    from server.schedule import Schedule
     from simulations.sites import shared_model
 
     depth = config.data.volume.depth if config.data.kind is StudyKind.ct_volumes else None
@@ -146,7 +147,7 @@ def _subject(config: Config, effort: Effort) -> Subject:
     size = config.data.image_size
     return Subject(
         recipe=replace(recipe, proximal_mu=0.0, controlled=False, personal=Personal.none.value),
-        rounds=config.federation.rounds,
+        rounds=Schedule.of(config).most_rounds,
         model=shared_model(config, _NUM_CLASSES, depth),
         num_classes=_NUM_CLASSES,
         image_shape=(1, size, size) if depth is None else (1, depth, size, size),
