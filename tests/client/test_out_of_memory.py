@@ -40,6 +40,7 @@ from dataclasses import replace
 from pathlib import Path
 import numpy as np, psutil, torch
 torch.set_num_threads(1)
+import client.site
 from client.classifier import SiteModel
 from client.data.cohort import Cohort
 from client.site import Site, SiteSetup
@@ -80,8 +81,17 @@ def reply(name, physical_batch):
     return site(name).train(request)
 
 small = reply("small", 4)
-limit = psutil.Process().memory_info().vms + int(sys.argv[3])
-resource.setrlimit(resource.RLIMIT_AS, (limit, resource.RLIM_INFINITY))
+train = client.site.train_within_memory
+
+def with_little_memory(*given, **named):
+    limit = psutil.Process().memory_info().vms + int(sys.argv[3])
+    resource.setrlimit(resource.RLIMIT_AS, (limit, resource.RLIM_INFINITY))
+    try:
+        train(*given, **named)
+    finally:  # the reply is stored with what memory there is
+        resource.setrlimit(resource.RLIMIT_AS, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+
+client.site.train_within_memory = with_little_memory
 large = reply("large", recipe.physical_batch)
 far = max(float(np.abs(small.weights[n] - v).max()) for n, v in (large.weights or {}).items())
 print(json.dumps({
