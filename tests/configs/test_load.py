@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 import os
 import sys
 from importlib.resources import files
@@ -318,3 +319,16 @@ def test_learning_rate_follows_the_optimiser_and_the_clipping(
     overrides: list[str], rate: float
 ) -> None:
     assert configs.load([*overrides, "experiment=demo"]).learning_rate == rate
+
+
+def test_a_run_leaves_the_loggers_of_its_process_alone() -> None:
+    """Warnings of a run that Hydra began must be seen."""
+    log, handler = logging.getLogger("fedward.client"), logging.NullHandler()
+    root, level = logging.getLogger(), logging.getLogger().level
+    log.addHandler(handler)
+    try:
+        assert run("seed=3")[0] == 0
+        assert (root.level, log.disabled, log.isEnabledFor(logging.WARNING)) == (level, False, True)
+        assert log.handlers == [handler]
+    finally:
+        log.removeHandler(handler)
