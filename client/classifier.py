@@ -61,6 +61,7 @@ class SiteModel:
         backbone = self._backbone(model, recipe, around)
         if backbone is not None:
             return _HeadTraining(model, backbone, recipe, around)
+        model.to(around.device)
         engine, most_images = None, None
         if recipe.private:
             try:
@@ -102,7 +103,7 @@ class SiteModel:
             num_outputs=self.num_classes,
             multilabel=around.cohort.labels.ndim > 1,
             one_image_each=name is EngineName.opacus_ghost and not together,
-        )
+        ).to(around.device)
         engine = engines.build(name, model)
         check_engine(model, engine, batch)
         engine.clipped_sums(batch, Clipping(kind=recipe.clipping, max_grad_norm=1.0))
@@ -141,7 +142,7 @@ class _Training:
 
 
 class _HeadTraining:
-    """Training of the last layer on features that were computed once."""
+    """Training of the last layer on features that were computed once; a processor is enough."""
 
     holds_patients: ClassVar[bool] = True
 
@@ -149,12 +150,13 @@ class _HeadTraining:
         self, model: nn.Module, backbone: FrozenBackbone, recipe: Recipe, around: Surroundings
     ) -> None:
         self.model = model
-        names = {parameter: name for name, parameter in model.named_parameters()}
-        self._names = {names[p]: name for name, p in backbone.head.named_parameters()}
-        self._features = backbone.features(around.cohort.images, around.cache)
+        self._features = backbone.features(around.cohort.images, around.cache, around.device)
         pool = around.pool
         if pool is not None:
-            pool = replace(pool, images=backbone.features(pool.images, around.cache))
+            made_up = backbone.features(pool.images, around.cache, around.device)
+            pool = replace(pool, images=made_up)
+        names = {parameter: name for name, parameter in model.named_parameters()}
+        self._names = {names[p]: name for name, p in backbone.head.named_parameters()}
         engine, most_images = None, None
         if recipe.private:
             try:

@@ -12,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from client import devices
 from common import models
 from common.files import write_atomically
 
@@ -47,6 +48,7 @@ class FrozenBackbone:
             return None
         backbone, mode = cls(model, head), model.training
         made_up = torch.rand((3, *image_shape), generator=torch.Generator().manual_seed(0))
+        made_up = made_up.to(devices.of(model))
         with torch.no_grad(), torch.random.fork_rng(devices=[]):
             inputs = backbone._inputs(made_up)
             alone = [one for image in made_up.split(1) for one in backbone._inputs(image)]
@@ -59,28 +61,35 @@ class FrozenBackbone:
         return backbone if same else None
 
     def features(
-        self, images: NDArray[np.float32], cache: Path | None = None
+        self,
+        images: NDArray[np.float32],
+        cache: Path | None = None,
+        device: torch.device = devices.CPU,
     ) -> NDArray[np.float32]:
         """(N, d), what the last layer gets of ``images`` (N, 1, S, S) in [0, 1].
 
-        With ``cache`` they are kept in that folder, and found there by weights and pixels; they
-        tell as much of patients as the images do.
+        They are computed on ``device``, where nothing of the model stays. With ``cache`` they are
+        kept in that folder, and found there by weights and pixels; they tell as much of patients
+        as the images do.
         """
         if cache is None:
-            return self._computed(images)
+            return self._computed(images, device)
         path = cache / f"{self._key(images)}.npy"
         if not path.is_file():
             cache.mkdir(parents=True, exist_ok=True)
             file = io.BytesIO()
-            np.save(file, self._computed(images))
+            np.save(file, self._computed(images, device))
             write_atomically(path, file.getvalue())
         return np.load(path)
 
-    def _computed(self, images: NDArray[np.float32]) -> NDArray[np.float32]:
-        mode = self._model.training
+    def _computed(self, images: NDArray[np.float32], device: torch.device) -> NDArray[np.float32]:
+        mode, home = self._model.training, devices.of(self._model)
+        self._model.to(device)
         with torch.no_grad():
-            found = [self._inputs(batch)[0].numpy() for batch in _batches(images)]
-        self._model.train(mode)
+            batches = (devices.moved(batch, device) for batch in _batches(images))
+            found = [self._inputs(batch)[0].cpu().numpy() for batch in batches]
+        self._model.train(mode).to(home)
+        devices.give_back(device)
         return np.concatenate(found)
 
     def _key(self, images: NDArray[np.float32]) -> str:

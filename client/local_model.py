@@ -7,8 +7,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
+import torch
 from torch import Tensor, nn
 
+from client import devices
 from client.data.cohort import Cohort
 from client.dp.training import RoundSeeds
 from common.config import AugmentationConfig
@@ -32,6 +34,7 @@ class Surroundings:
         memory_bytes: what one training step may take; no bound of the site's own if ``None``.
         pool: synthetic images to mix in.
         cache: folder for what a frozen backbone says of images.
+        device: where the model is trained.
     """
 
     cohort: Cohort
@@ -39,6 +42,7 @@ class Surroundings:
     memory_bytes: float | None = None
     pool: Cohort | None = None
     cache: Path | None = None
+    device: torch.device = devices.CPU
 
 
 class LocalTraining(Protocol):

@@ -60,4 +60,5 @@ def _kind(recipe: Recipe, around: Surroundings) -> tuple[object, ...]:
         repr(around.augmentation),
         around.memory_bytes,
         around.pool is None,
+        around.device,
     )

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from client import control
+from client import control, devices
 from client.data.cohort import Cohort
 from client.dp.training import RoundSeeds
 from client.kept import Kept
@@ -66,6 +66,7 @@ class SiteSetup:
         pool: synthetic images that the site uses.
         initial: where the weights come from that training begins with.
         cache: folder for what a frozen backbone says of images.
+        device: where the model is trained.
     """
 
     name: str
@@ -83,6 +84,7 @@ class SiteSetup:
     pool: ImageSet | None = None
     initial: tuple[Source, ...] = ()
     cache: Path | None = None
+    device: torch.device = devices.CPU
 
     @property
     def sources(self) -> tuple[Source, ...]:
@@ -297,6 +299,7 @@ class Site:
             memory_bytes=setup.memory_bytes,
             pool=None if setup.pool is None else setup.pool.cohort,
             cache=setup.cache,
+            device=setup.device,
         )
 
     def _prepared(self, request: TrainRequest) -> LocalTraining:
@@ -331,8 +334,10 @@ class Site:
         train_within_memory(
             lambda recipe: training.train(cohort, recipe, seeds, added),
             request.recipe,
-            start_over=lambda: self._prepared(request),
+            start_over=lambda: self._start_over(request),
         )
+        training.model.zero_grad()
+        devices.give_back(self._setup.device)
         weights = models.trainable_weights(training.model)
         if not all(np.isfinite(value).all() for value in weights.values()):
             raise FloatingPointError("training left weights that are not finite")
@@ -343,6 +348,11 @@ class Site:
             control=control.following(request, released, shift),
             local={name: weights[name] for name in weights.keys() - released.keys()},
         ).write(duty.stored)
+
+    def _start_over(self, request: TrainRequest) -> None:
+        """Bring the model back to where the round begins, and free what the attempt had taken."""
+        self._prepared(request).model.zero_grad()
+        devices.give_back(self._setup.device)
 
     def _own(self, recipe: Recipe, kept: Weights) -> Weights:
         """The layers that stay here, as the site trained them last or as they began."""

@@ -19,7 +19,7 @@ from common.seeds import derive_seed
 from simulations.pool import charge_sites
 from simulations.run_dir import RunDir
 from simulations.scene import Scene
-from simulations.sites import features_cache
+from simulations.sites import device_for, features_cache
 
 _THEN = {
     AugmentMode.pretrain_then_dp_head: FinetuneMode.head,
@@ -71,7 +71,7 @@ def _begin(scene: Scene) -> None:
         _pretrain(scene, model)
         kept |= {name for name, p in model.named_parameters() if p.requires_grad}
     tensors = {
-        name: tensor.detach().contiguous()
+        name: tensor.detach().cpu().contiguous()
         for name, tensor in model.state_dict().items()
         if name in kept
     }
@@ -94,7 +94,7 @@ def _pretrain(scene: Scene, model: nn.Module) -> None:
         precision=config.training.precision,
     )
     pretrain(
-        model,
+        model.to(device_for(config.simulation)),
         pool.cohort,
         how,
         state=scene.run_dir.pretraining,

@@ -20,7 +20,7 @@ from simulations.outcome import conclude, fail
 from simulations.pool import plan_facts
 from simulations.scene import Scene
 from simulations.secure_sites import roster_of
-from simulations.sites import Hospitals, features_cache, shared_model
+from simulations.sites import Hospitals, device_for, features_cache, shared_model
 from simulations.tuning import tune
 
 
@@ -39,9 +39,13 @@ def classify(scene: Scene) -> None:
     model = shared_model(config, hospitals.num_classes, hospitals.depth).build()
     personal = config.strategy.personal
     cache = features_cache(config)
-    validation = HeldOut(model, hospitals.task, hospitals.val, personal, cache=cache)
+    device = device_for(config.simulation)
+    validation = HeldOut(model, hospitals.task, hospitals.val, personal, cache=cache, device=device)
     test = HeldOut(
-        model, hospitals.task, hospitals.test, personal, cache=cache, thresholds_from=validation
+        *(model, hospitals.task, hospitals.test, personal),
+        cache=cache,
+        thresholds_from=validation,
+        device=device,
     )
     test.check("test")
     sites = scene.sites(config)

@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from client import devices
 from client.data.cohort import Cohort
 from client.frozen import FrozenBackbone
 from common import models
@@ -36,7 +37,8 @@ class HeldOut:
     Thresholds are chosen for each model on ``thresholds_from``, another cohort (the validation
     one); without it there are none, and no figures that need one.
 
-    Images are read a batch at a time, so a cohort that is a memory map stays on disk.
+    Images are read a batch at a time, so a cohort that is a memory map stays on disk. Answers are
+    computed on ``device``, where the model is moved to.
     """
 
     def __init__(
@@ -48,6 +50,7 @@ class HeldOut:
         *,
         cache: Path | None = None,
         thresholds_from: HeldOut | None = None,
+        device: torch.device = devices.CPU,
     ) -> None:
         self._thresholds_from = thresholds_from
         self._model = model
@@ -57,7 +60,10 @@ class HeldOut:
         self._cohort = cohort
         self._cache = cache
         self._features: NDArray[np.float32] | None = None
+        self._device = device
         self._backbone = FrozenBackbone.of(model, cohort.images.shape[1:])
+        if self._backbone is None:
+            model.to(device)
 
     def check(self, part: str) -> None:
         """Refuse a cohort on which no final figure can be measured, before anything is trained.
@@ -123,11 +129,12 @@ class HeldOut:
     def _logits(self) -> Tensor:
         if self._backbone is None:
             self._model.eval()
-            with torch.inference_mode():
-                return torch.cat([self._model(batch) for batch in self._batches()])
+            with torch.no_grad():
+                return torch.cat([self._model(batch).cpu() for batch in self._batches()])
         if self._features is None:
-            self._features = self._backbone.features(self._cohort.images, self._cache)
-        with torch.inference_mode():
+            images, device = self._cohort.images, self._device
+            self._features = self._backbone.features(images, self._cache, device)
+        with torch.no_grad():
             return self._backbone.head(torch.from_numpy(self._features))
 
     def _plain(self, weights: Weights) -> Scored:
@@ -146,4 +153,4 @@ class HeldOut:
         in_batch = max(1, _SLICES // depth)
         for start in range(0, len(images), in_batch):
             batch = np.array(images[start : start + in_batch], dtype=np.float32)
-            yield torch.from_numpy(batch) * 2.0 - 1.0
+            yield devices.moved(torch.from_numpy(batch), self._device) * 2.0 - 1.0

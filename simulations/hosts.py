@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, cast
 
 import ray
@@ -23,16 +25,31 @@ def train(starts: Sequence[Start], sites: SimulatedSites) -> list[Outcome]:
     Raises:
         RunFailed: if no process of Ray can be had, or the federation could not finish.
     """
-    simulation = sites.config.simulation
+    num_sites, config = len(sites.names), sites.config
+    simulation = with_gpus(config.simulation, num_sites=num_sites)
+    sites = replace(sites, config=replace(config, simulation=simulation))
     auto = simulation.client_resources is ClientResources.auto
     memory_bytes = process_bytes(sites) if auto else 0
-    hosts = open_hosts(simulation, num_sites=len(sites.names), memory_bytes=memory_bytes)
+    hosts = open_hosts(simulation, num_sites=num_sites, memory_bytes=memory_bytes)
     outcomes: list[Outcome] = []
     for start in starts:
         grid = RayGrid(hosts, sites)
         outcomes.append(run(grid, start))
         grid.close()
     return outcomes
+
+
+def with_gpus(simulation: SimulationConfig, *, num_sites: int) -> SimulationConfig:
+    """The same with an even share of Ray's GPUs for each process, unless it says how much."""
+    if simulation.gpus_per_site is not None:
+        return simulation
+    on_cpu = replace(simulation, gpus_per_site=0.0)
+    gpus = int(ray.cluster_resources().get("GPU", 0))
+    processes = min(num_sites, fitting(on_cpu))
+    if not gpus or not processes:
+        return on_cpu
+    share = 1 / math.ceil(processes / gpus)
+    return replace(simulation, gpus_per_site=math.floor(share * 1e4) / 1e4)  # as Ray counts
 
 
 def open_hosts(simulation: SimulationConfig, *, num_sites: int, memory_bytes: int = 0) -> list[Any]:
@@ -42,30 +59,31 @@ def open_hosts(simulation: SimulationConfig, *, num_sites: int, memory_bytes: in
     the code that they imported, and the next run finds them.
 
     Args:
-        simulation: says what each may use.
+        simulation: says what each may use, of GPUs as well.
         num_sites: of the run.
         memory_bytes: that each takes; 0 if memory is no matter.
 
     Raises:
         RunFailed: if no node of Ray has that much.
     """
-    count = min(num_sites, _that_fit(simulation, memory_bytes))
+    gpus = simulation.gpus_per_site or 0.0
+    count = min(num_sites, fitting(simulation, memory_bytes))
     if count == 0:
         memory = f" and {memory_bytes / 1e9:.2g} GB of memory" if memory_bytes else ""
         raise RunFailed(
             f"simulation.cpus_per_site={simulation.cpus_per_site:g} "
-            f"simulation.gpus_per_site={simulation.gpus_per_site:g}{memory}: no node of Ray has "
+            f"simulation.gpus_per_site={gpus:g}{memory}: no node of Ray has "
             f"that much{'; set training.memory_gb or physical_batch' if memory_bytes else ''}"
         )
     options: dict[str, Any] = {
         "num_cpus": simulation.cpus_per_site,
-        "num_gpus": simulation.gpus_per_site,
+        "num_gpus": gpus,
         "max_restarts": -1,
         **({"memory": memory_bytes} if memory_bytes else {}),
     }
     named: list[dict[str, Any]] = [{}] * count
     if simulation.ray_address is not None:
-        shape = f"{simulation.cpus_per_site:g}-{simulation.gpus_per_site:g}-{memory_bytes}"
+        shape = f"{simulation.cpus_per_site:g}-{gpus:g}-{memory_bytes}"
         stem = f"host-{shape}-{code_version()}"
         end_idle_others("host-", but=stem)
         named = [
@@ -76,8 +94,8 @@ def open_hosts(simulation: SimulationConfig, *, num_sites: int, memory_bytes: in
     return [actor.options(**options, **name).remote() for name in named]
 
 
-def _that_fit(simulation: SimulationConfig, memory_bytes: int) -> int:
-    """How many such processes the nodes hold."""
+def fitting(simulation: SimulationConfig, memory_bytes: int = 0) -> int:
+    """How many such processes Ray's nodes hold; see `open_hosts`."""
     total = 0
     for node in cast("list[dict[str, Any]]", ray.nodes()):
         resources = node["Resources"] if node["Alive"] else {}

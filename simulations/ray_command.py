@@ -18,14 +18,16 @@ app = typer.Typer(
 @app.command()
 def start(
     cpus: Annotated[int, typer.Option(min=1, help="CPUs that it may use.")] = os.cpu_count() or 1,
-    gpus: Annotated[int, typer.Option(min=0, help="GPUs that it may use.")] = 0,
+    gpus: Annotated[
+        int | None, typer.Option(min=0, help="GPUs that it may use; all that Ray finds, if unset.")
+    ] = None,
 ) -> None:
     """Start Ray on this machine, and processes with everything imported."""
     from common.config import SimulationConfig
     from simulations.warm import warm_up
 
     address = ray_here.start(num_cpus=cpus, num_gpus=gpus)
-    typer.echo(f"Ray with {cpus} CPUs and {gpus} GPUs at {address}; starting processes ...")
+    typer.echo(f"Ray with {cpus} CPUs at {address}; starting processes ...")
     warm_up(address, SimulationConfig(ray_address=address), num_sites=cpus)
     typer.echo("Ready: fedward simulate simulation.ray_address=auto ...")
 

@@ -49,8 +49,8 @@ def _check_own() -> None:
         raise UsageError(f"{folder()}: others may write there; remove it")
 
 
-def start(*, num_cpus: int, num_gpus: int) -> str:
-    """Start Ray for this user; returns its address.
+def start(*, num_cpus: int, num_gpus: int | None) -> str:
+    """Start Ray for this user, with the GPUs that are found unless told; returns its address.
 
     Raises:
         UsageError: if it runs already.
@@ -64,7 +64,8 @@ def start(*, num_cpus: int, num_gpus: int) -> str:
     command = [
         *(sys.executable, "-P", "-m", "ray.scripts.scripts", "start", "--head", "--port=0"),
         *("--include-dashboard=false", "--disable-usage-stats"),
-        *(f"--num-cpus={num_cpus}", f"--num-gpus={num_gpus}", f"--temp-dir={_ray_dir()}"),
+        *(f"--num-cpus={num_cpus}", f"--temp-dir={_ray_dir()}"),
+        *([] if num_gpus is None else [f"--num-gpus={num_gpus}"]),
     ]
     done = subprocess.run(
         command,

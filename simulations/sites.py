@@ -17,7 +17,7 @@ from client.data.split import Split, split_patients
 from client.data.study import Record, Study, build
 from client.synthesis.image_set import ImageSet
 from client.synthesis.source import Source
-from common.config import Config, Job, Trust
+from common.config import Config, Job, SimulationConfig, Trust
 from common.errors import LedgerError, UsageError
 from common.files import write_atomically
 from common.privacy.book import KEY_NAME, LedgerBook
@@ -34,6 +34,7 @@ from simulations.run_dir import RunDir
 from simulations.secure_sites import secured
 
 if TYPE_CHECKING:
+    import torch
     from flwr.app import Context
 
     from client.classifier import SiteModel
@@ -327,6 +328,7 @@ class SimulatedSites:
             pool=open_pool(self.run_dir),
             initial=open_initial(self.run_dir),
             cache=self._features_cache(),
+            device=device_for(self.config.simulation),
         )
 
     def _model(self, depth: int | None) -> LocalModel:
@@ -354,6 +356,23 @@ class SimulatedSites:
         if self.config.simulation.ledger_dir is None:
             return seed
         return derive_seed(seed, self.run_dir.run_id.read_text().strip())
+
+
+def device_for(simulation: SimulationConfig) -> torch.device:
+    """Where this process computes: on a GPU, if its share of one allows and there is one.
+
+    Raises:
+        UsageError: if it has a share, and torch finds none.
+    """
+    from client.devices import DeviceName, chosen
+
+    match simulation.gpus_per_site:
+        case None:
+            return chosen(DeviceName.auto)
+        case 0:
+            return chosen(DeviceName.cpu)
+        case _:
+            return chosen(DeviceName.cuda)
 
 
 def features_cache(config: Config) -> Path | None:

@@ -152,11 +152,12 @@ def warm_up(address: str, simulation: SimulationConfig, *, num_sites: int) -> No
     import ray
 
     from simulations import ray_here
-    from simulations.hosts import open_hosts
+    from simulations.hosts import open_hosts, with_gpus
 
     connect(address, ray_here.folder())
     try:
-        processes = [open_runner(), *open_hosts(simulation, num_sites=num_sites)]
+        shared = with_gpus(simulation, num_sites=num_sites)
+        processes = [open_runner(), *open_hosts(shared, num_sites=num_sites)]
         ray.get([process.ready.remote() for process in processes])
     finally:
         ray.shutdown()

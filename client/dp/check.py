@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from client import devices
 from client.dp.clipping import Clipping
 from client.dp.engine import Engine, Sums
 from client.dp.loss import image_losses, patient_loss
@@ -95,10 +96,10 @@ def _refuse_mixing(model: nn.Module, batch: PatientBatch) -> None:
     others[~first] = 1.0 - others[~first]
     buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
     losses: list[Tensor] = []
-    with torch.random.fork_rng(), torch.no_grad():
+    with torch.no_grad():
         for images in (batch.images, others):
-            torch.manual_seed(0)  # the same dropout twice
-            losses.append(image_losses(model(images), batch.labels)[first])
+            with devices.drawing(batch.images.device, 0):  # the same dropout twice
+                losses.append(image_losses(model(images), batch.labels)[first])
         for buffer, before in buffers:
             buffer.copy_(before)
     if not torch.allclose(*losses, rtol=_TOLERANCE):
@@ -119,7 +120,8 @@ def _attempt(engine: Engine, batch: PatientBatch, clipping: Clipping) -> Sums:
 
 
 def _only(batch: PatientBatch, patient: int) -> PatientBatch:
-    return batch.only(torch.arange(batch.num_patients) == patient)
+    everyone = torch.arange(batch.num_patients, device=batch.patients.device)
+    return batch.only(everyone == patient)
 
 
 def _autograd(

@@ -43,6 +43,6 @@ def correct(
                 if proximal_mu:
                     gradient.add_(parameter.detach() - anchors[name], alpha=proximal_mu)
                 if shift and name in shift:
-                    gradient.add_(shift[name])
+                    gradient.add_(shift[name].to(gradient.device))
 
     optimizer.register_step_pre_hook(add)

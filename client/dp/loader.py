@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from client import devices
 from client.data.augmentation import Augmentation
 from client.data.cohort import Cohort
 from client.dp.patients import PatientBatch
@@ -45,7 +46,7 @@ def _images_by_patient(cohort: Cohort) -> list[NDArray[np.int64]]:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Loader:
-    """Makes batches of whole patients out of a cohort's images.
+    """Makes batches of whole patients out of a cohort's images, where ``generator`` draws.
 
     Images in [0, 1] are changed at random and spread over [-1, 1]; features stay as they are.
     """
@@ -65,6 +66,7 @@ class Loader:
         augmentation: AugmentationConfig,
         most_images: int | None,
         seed: int,
+        device: torch.device = devices.CPU,
     ) -> Loader:
         """As ``recipe`` says, within a site's own limit ``most_images`` if it has one."""
         return cls(
@@ -72,7 +74,7 @@ class Loader:
             augmentation=Augmentation(config=augmentation),
             views=recipe.augmentation_multiplicity,
             most_images=min(recipe.physical_batch, most_images or recipe.physical_batch),
-            generator=torch.Generator().manual_seed(seed),
+            generator=devices.generator_on(device, seed),
         )
 
     def batches(self, chosen: list[NDArray[np.int64]]) -> Iterator[PatientBatch]:
@@ -89,12 +91,13 @@ class Loader:
     def _batch(self, group: list[NDArray[np.int64]]) -> PatientBatch:
         rows = np.concatenate(group)
         patients = np.repeat(np.arange(len(group)), [len(images) for images in group])
-        images = torch.from_numpy(np.ascontiguousarray(self.cohort.images[rows]))
-        if not self.as_they_are:
-            images = self.augmentation.views(images, self.views, self.generator) * 2.0 - 1.0
-        return PatientBatch(
-            images=images,
+        batch = PatientBatch(
+            images=torch.from_numpy(np.ascontiguousarray(self.cohort.images[rows])),
             labels=torch.from_numpy(self.cohort.labels[rows]).repeat_interleave(self.views, 0),
             patients=torch.from_numpy(patients).repeat_interleave(self.views),
             num_patients=len(group),
-        )
+        ).to(self.generator.device)
+        if self.as_they_are:
+            return batch
+        views = self.augmentation.views(batch.images, self.views, self.generator)
+        return replace(batch, images=views * 2.0 - 1.0)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
+
+from client import devices
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -30,6 +32,15 @@ class PatientBatch:
         whole = len(counts) == self.num_patients and bool((counts > 0).all())
         if not whole or bool((self.patients.diff() < 0).any()):
             raise ValueError("patients: must ascend, and each patient must have an image")
+
+    def to(self, device: torch.device) -> PatientBatch:
+        """The same on another device."""
+        return replace(
+            self,
+            images=devices.moved(self.images, device),
+            labels=devices.moved(self.labels, device),
+            patients=devices.moved(self.patients, device),
+        )
 
     def image_weights(self) -> Tensor:
         """(n,) one over the number of images of the same patient."""

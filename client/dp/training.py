@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from client import devices
 from client.data.cohort import Cohort
 from client.dp.clipping import Clipping
 from client.dp.drift import correct
@@ -84,11 +85,11 @@ def train_round(trainee: Trainee, cohort: Cohort, recipe: Recipe, seeds: RoundSe
     mixture = Mixture.of(recipe, cohort, trainee.pool)
     step = _step_gradient(trainee, recipe, mixture, seeds.noise)
     seed = int(rng.integers(2**63))
-    loader = Loader.of(cohort, recipe, trainee.augmentation, trainee.most_images, seed)
+    device = devices.of(trainee.model)
+    loader = Loader.of(cohort, recipe, trainee.augmentation, trainee.most_images, seed, device)
     loader = replace(loader, as_they_are=trainee.takes_features)
     draws = PoissonDraws(cohort, recipe, rng)
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(int(rng.integers(2**63)))  # dropout, stochastic depth
+    with devices.drawing(device, int(rng.integers(2**63))):  # dropout, stochastic depth
         # drawn from a stream of their own, which nobody's presence moves
         synthetic = rng.spawn(1)[0]
         for _ in range(recipe.steps):
@@ -154,6 +155,6 @@ def step_of(
     if noise_seed is None:
         private.system_noise = SystemNoise()
     else:
-        private.generator = torch.Generator().manual_seed(noise_seed)
+        private.generator = devices.generator_on(devices.of(trainee.model), noise_seed)
     clipping = Clipping(kind=recipe.clipping, max_grad_norm=recipe.max_grad_norm)
     return PrivateStep(trainee.engine, clipping, private)

@@ -7,9 +7,9 @@ from dataclasses import replace
 from typing import Protocol, runtime_checkable
 
 import numpy as np
-import torch
 from torch import Tensor, nn
 
+from client import devices
 from client.data.cohort import Cohort
 from client.dp.clipping import Clipping
 from client.dp.loader import Loader, PoissonDraws
@@ -46,11 +46,11 @@ def patient_gradients(
     trainee.model.train()
     rng = np.random.default_rng(seeds.sampling)
     seed = int(rng.integers(2**63))
-    loader = Loader.of(cohort, recipe, trainee.augmentation, trainee.most_images, seed)
+    device = devices.of(trainee.model)
+    loader = Loader.of(cohort, recipe, trainee.augmentation, trainee.most_images, seed, device)
     loader = replace(loader, as_they_are=trainee.takes_features)
     clipping = Clipping(kind=recipe.clipping, max_grad_norm=recipe.max_grad_norm)
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(int(rng.integers(2**63)))
+    with devices.drawing(device, int(rng.integers(2**63))):
         for batch in loader.batches(PoissonDraws(cohort, recipe, rng).draw()):
             for patient in batch.parts(1):
                 yield dict(trainee.engine.clipped_sums(patient, clipping))

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from client import devices
 from client.data.cohort import Cohort
 from client.dp import engines
 from client.dp.check import check_engine, made_up_batch
@@ -66,7 +67,7 @@ def gan_engine(gan: ConditionalGan, recipe: Recipe, settings: GanSettings) -> En
     if losses_of is not image_losses and name is not EngineName.bookkeeping:
         raise UsageError(f"loss {settings.loss} needs the book-keeping engine")
     engine = engines.build(name, gan.discriminator)
-    check_engine(gan.discriminator, engine, made_up_pairs(gan))
+    check_engine(gan.discriminator, engine, made_up_pairs(gan).to(devices.of(gan)))
     if name is EngineName.bookkeeping:  # compared in full precision, used in half
         return BookkeepingEngine(gan.discriminator, precision, losses_of)
     return engine
@@ -122,9 +123,10 @@ def train_gan_round(trainee: GanTrainee, cohort: Cohort, recipe: Recipe, seeds: 
     )
     rng = np.random.default_rng(seeds.sampling)
     seed = int(rng.integers(2**63))
-    loader = Loader.of(cohort, recipe, trainee.augmentation, trainee.most_images, seed)
+    device = devices.of(gan)
+    loader = Loader.of(cohort, recipe, trainee.augmentation, trainee.most_images, seed, device)
     # generated images get a stream of their own, so that none depends on who was drawn
-    forger = _Forger(trainee, torch.Generator().manual_seed(int(rng.integers(2**63))))
+    forger = _Forger(trainee, devices.generator_on(device, int(rng.integers(2**63))))
     draws = PoissonDraws(cohort, recipe, rng)
     num_fakes = max(1, round(expected))
     for number in range(1, recipe.steps + 1):
@@ -150,7 +152,7 @@ def _check(trainee: GanTrainee, cohort: Cohort, recipe: Recipe) -> None:
 
 
 def _real(batch: PatientBatch, generator: torch.Generator) -> PatientBatch:
-    targets = torch.rand((len(batch.labels), 1), generator=generator)
+    targets = torch.rand((len(batch.labels), 1), generator=generator, device=generator.device)
     return replace(
         batch,
         images=with_class(batch.images, batch.labels),
@@ -178,8 +180,8 @@ class _Forger:
                 images = self._draw(part)
             yield PatientBatch(
                 images=images,
-                labels=torch.zeros((part, 1)),
-                patients=torch.arange(part),
+                labels=images.new_zeros((part, 1)),
+                patients=torch.arange(part, device=images.device),
                 num_patients=part,
             )
 
@@ -199,5 +201,8 @@ class _Forger:
 
     def _draw(self, count: int) -> Tensor:
         """Images of classes drawn evenly, with their class, (count, 2, S, S)."""
-        labels = torch.randint(self._gan.num_classes, (count,), generator=self._random)
-        return with_class(self._gan.generator(draw_noise(count, self._random), labels), labels)
+        random = self._random
+        labels = torch.randint(
+            self._gan.num_classes, (count,), generator=random, device=random.device
+        )
+        return with_class(self._gan.generator(draw_noise(count, random), labels), labels)

@@ -14,6 +14,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
+from client import devices
 from client.data.augmentation import Augmentation
 from client.data.cohort import Cohort
 from client.dp.gradients import PlainStep
@@ -69,11 +70,11 @@ def pretrain(
     done = _resume(state, named, optimizer)
     trained, shown = _on_features(model, pool, how, cache)
     trained.train()
+    device = devices.of(trained)
     for epoch in range(done, how.epochs):
         rng = np.random.default_rng((how.seed, epoch))
-        with torch.random.fork_rng(devices=[]):
-            torch.default_generator.manual_seed(int(rng.integers(2**63)))  # dropout and the like
-            for batch in _batches(shown, how, rng):
+        with devices.drawing(device, int(rng.integers(2**63))):  # dropout and the like
+            for batch in _batches(shown, how, rng, device):
                 step = PlainStep(
                     trained,
                     optimizer,
@@ -96,20 +97,23 @@ def _on_features(
     return backbone.head, replace(pool, images=backbone.features(pool.images, cache))
 
 
-def _batches(pool: Cohort, how: Pretraining, rng: np.random.Generator) -> Iterator[PatientBatch]:
-    generator = torch.Generator().manual_seed(int(rng.integers(2**63)))
+def _batches(
+    pool: Cohort, how: Pretraining, rng: np.random.Generator, device: torch.device
+) -> Iterator[PatientBatch]:
+    generator = devices.generator_on(device, int(rng.integers(2**63)))
     change = Augmentation(config=how.augmentation)
     order = rng.permutation(len(pool.labels))
     for start in range(0, len(order), how.batch_size):
         rows = order[start : start + how.batch_size]
-        images = torch.from_numpy(np.ascontiguousarray(pool.images[rows]))
-        is_image = images.ndim > 2
-        yield PatientBatch(
-            images=change.views(images, 1, generator) * 2.0 - 1.0 if is_image else images,
+        batch = PatientBatch(
+            images=torch.from_numpy(np.ascontiguousarray(pool.images[rows])),
             labels=torch.from_numpy(pool.labels[rows]),
             patients=torch.arange(len(rows)),
             num_patients=len(rows),
-        )
+        ).to(device)
+        is_image = batch.images.ndim > 2
+        images = change.views(batch.images, 1, generator) * 2.0 - 1.0 if is_image else batch.images
+        yield replace(batch, images=images)
 
 
 def _saved(epoch: int, named: dict[str, nn.Parameter], optimizer: torch.optim.Adam) -> bytes:
@@ -118,7 +122,7 @@ def _saved(epoch: int, named: dict[str, nn.Parameter], optimizer: torch.optim.Ad
         tensors[f"weight/{name}"] = parameter.detach()
         moments = cast("dict[str, Tensor]", optimizer.state[parameter])
         tensors |= {f"{moment}/{name}": moments[moment] for moment in _MOMENTS}
-    contiguous = {name: tensor.contiguous() for name, tensor in tensors.items()}
+    contiguous = {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
     return save(contiguous, metadata={_METADATA: json.dumps({"epoch": epoch})})
 
 
@@ -132,6 +136,8 @@ def _resume(state: Path, named: dict[str, nn.Parameter], optimizer: torch.optim.
                 with torch.no_grad():
                     parameter.copy_(file.get_tensor(f"weight/{name}"))
                 moments = {moment: file.get_tensor(f"{moment}/{name}") for moment in _MOMENTS}
+                for moment in moments.keys() - {"step"}:  # a number, which stays on the processor
+                    moments[moment] = moments[moment].to(parameter.device)
                 optimizer.state[parameter] = moments
     except (SafetensorError, RuntimeError, KeyError, TypeError, ValueError) as error:
         text = " ".join(str(error).split())

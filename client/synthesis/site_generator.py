@@ -8,6 +8,7 @@ from functools import partial
 
 from torch import Tensor, nn
 
+from client import devices
 from client.data.cohort import Cohort
 from client.dp.memory import images_that_fit
 from client.dp.training import RoundSeeds
@@ -48,6 +49,7 @@ class SiteGenerator:
             kernel = KernelTrainee(model=model, engine=engine)
             return _Training(model=model, hold_round=partial(train_kernel_round, kernel))
         assert isinstance(settings, GanSettings)
+        model.to(around.device)
         trainee = GanTrainee(
             gan=model,
             engine=gan_engine(model, recipe, settings) if recipe.private else None,
@@ -61,7 +63,7 @@ class SiteGenerator:
 def _images_that_fit(gan: ConditionalGan, recipe: Recipe, limit: float | None) -> int | None:
     if limit is None:
         return None
-    batch, precision = made_up_pairs(gan), Precision(recipe.precision)
+    batch, precision = made_up_pairs(gan).to(devices.of(gan)), Precision(recipe.precision)
     return images_that_fit(gan.discriminator, batch, precision, limit_bytes=limit)
 
 

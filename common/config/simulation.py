@@ -25,6 +25,9 @@ class SimulationConfig:
     With ``client_resources=auto`` only so many train side by side as a node has memory for, by the
     measured memory of one training step.
 
+    With ``gpus_per_site`` each hospital trains on that share of a GPU, with 0 on the CPU; if it is
+    not set, hospitals share the GPUs that Ray has evenly, if it has any.
+
     A process keeps ``open_sites`` hospitals open, which spares them reading anew; of more, those
     that were asked longest ago are closed, and opened again when they are asked.
 
@@ -33,7 +36,7 @@ class SimulationConfig:
     """
 
     cpus_per_site: float = 1.0
-    gpus_per_site: float = 0.0
+    gpus_per_site: float | None = None
     client_resources: ClientResources = ClientResources.given
     open_sites: int = 16
     ledger_dir: Path | None = None
@@ -41,7 +44,6 @@ class SimulationConfig:
 
     def __post_init__(self) -> None:
         require_positive("simulation.cpus_per_site", self.cpus_per_site)
-        require(
-            self.gpus_per_site >= 0, "simulation.gpus_per_site", self.gpus_per_site, "at least 0"
-        )
+        gpus = self.gpus_per_site
+        require(gpus is None or gpus >= 0, "simulation.gpus_per_site", gpus, "at least 0")
         require(self.open_sites >= 1, "simulation.open_sites", self.open_sites, "at least 1")

@@ -10,9 +10,10 @@ import math
 import os
 import sys
 import traceback
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from common.errors import FedwardError, UsageError
+from common.errors import FedwardError, RunFailed, UsageError
 from common.files import write_atomically
 from simulations.child import EXIT_FAILED, EXIT_USAGE, ChildSide
 from simulations.comparison.folder import Folder
@@ -118,12 +119,21 @@ class _Comparison:
             ray = RayStart(_num_cpus(), self._side.ray_dir)
             self._side.tell({"event": "stage", "text": "starting Ray"})
             from simulations.comparison.workers import Crew
+            from simulations.hosts import fitting, with_gpus
 
             ray.wait()
+            asked = replace(planned.config.simulation, cpus_per_site=self._cpus_each(planned))
+            each = with_gpus(asked, num_sites=self._most_workers(planned))
+            num_workers = fitting(each)
+            if num_workers == 0:
+                raise RunFailed(
+                    f"simulation.gpus_per_site={each.gpus_per_site:g}: this machine has no GPU of "
+                    "which a trial could have so much"
+                )
             self._crew = Crew(
-                num_workers=self._most_workers(planned),
-                num_cpus=self._cpus_each(planned),
-                num_gpus=planned.config.simulation.gpus_per_site,
+                num_workers=num_workers,
+                num_cpus=asked.cpus_per_site,
+                num_gpus=each.gpus_per_site or 0.0,
             )
         return self._crew
 
