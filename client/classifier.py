@@ -60,7 +60,7 @@ class SiteModel:
         """
         backbone = self._backbone(model, recipe, around)
         if backbone is not None:
-            return _HeadTraining(model, backbone, recipe, around)
+            return _HeadTraining(model, backbone, recipe, around, num_outputs=self.num_classes)
         model.to(around.device)
         engine, most_images = None, None
         if recipe.private:
@@ -142,12 +142,18 @@ class _Training:
 
 
 class _HeadTraining:
-    """Training of the last layer on features that were computed once; a processor is enough."""
+    """Training of a frozen backbone's head on features computed once; a processor is enough."""
 
     holds_patients: ClassVar[bool] = True
 
     def __init__(
-        self, model: nn.Module, backbone: FrozenBackbone, recipe: Recipe, around: Surroundings
+        self,
+        model: nn.Module,
+        backbone: FrozenBackbone,
+        recipe: Recipe,
+        around: Surroundings,
+        *,
+        num_outputs: int,
     ) -> None:
         self.model = model
         self._features = backbone.features(around.cohort.images, around.cache, around.device)
@@ -160,7 +166,7 @@ class _HeadTraining:
         engine, most_images = None, None
         if recipe.private:
             try:
-                engine, most_images = self._engine(backbone.head, around)
+                engine, most_images = self._engine(backbone.head, around, num_outputs)
             except UsageError as error:
                 raise ModelMismatch(str(error)) from error
         self._trainee = Trainee(
@@ -193,11 +199,13 @@ class _HeadTraining:
         for gradient in patient_gradients(self._trainee, features, recipe, seeds):
             yield {names[parameter]: value for parameter, value in gradient.items()}
 
-    def _engine(self, head: nn.Linear, around: Surroundings) -> tuple[Engine, int | None]:
+    def _engine(
+        self, head: nn.Module, around: Surroundings, num_outputs: int
+    ) -> tuple[Engine, int | None]:
         engine = BookkeepingEngine(head)
         batch = made_up_batch(
             self._features.shape[1:],
-            num_outputs=head.out_features,
+            num_outputs=num_outputs,
             multilabel=around.cohort.labels.ndim > 1,
             one_image_each=False,
         )

@@ -8,22 +8,14 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator
 from contextlib import contextmanager
-from enum import Enum
 
 import torch
 from torch import Tensor, nn
 
+from common.config import DeviceName
 from common.errors import UsageError
 
 CPU = torch.device("cpu")
-
-
-class DeviceName(Enum):
-    """What a site may ask for; ``auto`` is a GPU if there is one."""
-
-    auto = "auto"
-    cpu = "cpu"
-    cuda = "cuda"
 
 
 def chosen(name: DeviceName) -> torch.device:

@@ -15,19 +15,20 @@ from torch import Tensor, nn
 from client import devices
 from common import models
 from common.files import write_atomically
+from common.slices import SlicePool
 
 _VALUES_AT_ONCE = 1 << 21  # of images together: 128 of 128 pixels
 
 
 class FrozenBackbone:
-    """Everything below a model's last layer, where that layer alone is trained.
+    """Everything below a model's last layer, or pool of slices, where that alone is trained.
 
     Attributes:
-        head: the last layer; from the features of an image it makes the logits that the model
+        head: what is trained; from the features of an image it makes the logits that the model
             makes from the image.
     """
 
-    def __init__(self, model: nn.Module, head: nn.Linear) -> None:
+    def __init__(self, model: nn.Module, head: nn.Linear | SlicePool) -> None:
         self._model = model
         self._sha256 = models.frozen_sha256(model)
         self.head = head
@@ -36,14 +37,14 @@ class FrozenBackbone:
     def of(cls, model: nn.Module, image_shape: tuple[int, ...]) -> FrozenBackbone | None:
         """The backbone, if there is one that can be asked once.
 
-        It cannot where more than the last layer is trained, where what is below it is random in
+        It cannot where more than that is trained, where what is below it is random in
         training (dropout, stochastic depth) or mixes images, or where something comes after it.
 
         Args:
             model: with its trainable weights marked.
             image_shape: of an image, channels first.
         """
-        head = models.last_layer(model)
+        head = models.trained_top(model)
         if head is None:
             return None
         backbone, mode = cls(model, head), model.training
@@ -55,7 +56,8 @@ class FrozenBackbone:
             model.train()
             logits = model(made_up)
         model.train(mode)
-        if len(inputs) != 1 or inputs[0].ndim != 2 or len(alone) != len(made_up):
+        one_vector = 2 if isinstance(head, nn.Linear) else 3  # of each image, or of each slice
+        if len(inputs) != 1 or inputs[0].ndim != one_vector or len(alone) != len(made_up):
             return None
         same = _close(head(inputs[0]), logits) and _close(inputs[0], torch.cat(alone))
         return backbone if same else None
@@ -66,7 +68,7 @@ class FrozenBackbone:
         cache: Path | None = None,
         device: torch.device = devices.CPU,
     ) -> NDArray[np.float32]:
-        """(N, d), what the last layer gets of ``images`` (N, 1, S, S) in [0, 1].
+        """(N, d), or (N, D, d) of slices: what the head gets of ``images`` (N, 1, S, S) in [0, 1].
 
         They are computed on ``device``, where nothing of the model stays. With ``cache`` they are
         kept in that folder, and found there by weights and pixels; they tell as much of patients
@@ -99,7 +101,7 @@ class FrozenBackbone:
         return known.hexdigest()[:32]
 
     def _inputs(self, images: Tensor) -> list[Tensor]:
-        """What the last layer gets, each time it is called."""
+        """What the head gets, each time it is called."""
         seen: list[Tensor] = []
         handle = self.head.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
         try:

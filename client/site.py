@@ -167,6 +167,11 @@ class Site:
         """Public facts, sent before the first round."""
         return SiteDescription(site=self._setup.name, num_patients=self._setup.cohort.num_patients)
 
+    @property
+    def device(self) -> torch.device:
+        """Where the site trains."""
+        return self._setup.device
+
     def hold_to(self, budget: Budget) -> None:
         """From now on the cap is ``budget``: a policy may change while the site is warm."""
         with self._lock:

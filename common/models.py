@@ -20,7 +20,7 @@ from common.config import FinetuneConfig, ModelConfig, Personal
 from common.errors import UsageError
 from common.finetuning import mark_trainable
 from common.messages import Weights
-from common.slices import SliceAttention
+from common.slices import SliceAttention, SlicePool
 
 _BATCH_NORMS = (nn.modules.batchnorm._BatchNorm,)  # pyright: ignore[reportPrivateUsage]
 
@@ -95,9 +95,8 @@ def _lay_over(model: nn.Module, path: Path) -> set[str]:
 def _of_volumes(backbone: nn.Module, *, depth: int, num_classes: int, seed: int) -> nn.Module:
     num_features = cast("int", cast("Any", backbone).num_features)
     with _seeded(seed):
-        return SliceAttention(
-            backbone, num_features=num_features, depth=depth, num_classes=num_classes
-        )
+        pool = SlicePool(num_features=num_features, depth=depth, num_classes=num_classes)
+    return SliceAttention(backbone, pool)
 
 
 def _blocks(model: nn.Module) -> list[list[str]]:
@@ -210,14 +209,16 @@ def _head_names(model: nn.Module) -> set[str]:
     return {name for name, parameter in model.named_parameters() if parameter in mine}
 
 
-def last_layer(model: nn.Module) -> nn.Linear | None:
-    """The layer that makes the logits, if it is linear and all that is trained."""
-    head = cast("Any", getattr(model, "get_classifier", lambda: None))()
-    head = head.linear if isinstance(head, CenteredHead) else head
-    if not isinstance(head, nn.Linear):
+def trained_top(model: nn.Module) -> nn.Linear | SlicePool | None:
+    """What makes the logits, if it is all that is trained: a linear layer, or a pool of slices."""
+    top = cast("Any", getattr(model, "get_classifier", lambda: None))()
+    if isinstance(model, SliceAttention):
+        top = model.pool
+    top = top.linear if isinstance(top, CenteredHead) else top
+    if not isinstance(top, nn.Linear | SlicePool):
         return None
     trained = {parameter for parameter in model.parameters() if parameter.requires_grad}
-    return head if trained == set(head.parameters()) else None
+    return top if trained == set(top.parameters()) else None
 
 
 def local_names(model: nn.Module, layers: Personal) -> set[str]:

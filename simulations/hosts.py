@@ -12,7 +12,7 @@ import ray
 from common.config import ClientResources, SimulationConfig
 from common.errors import RunFailed
 from server.rounds import Outcome, Start, run
-from simulations.client_memory import process_bytes
+from simulations.client_memory import gpu_share, process_bytes
 from simulations.code_version import code_version
 from simulations.named_actors import end_idle_others
 from simulations.ray_grid import Host, RayGrid
@@ -26,9 +26,10 @@ def train(starts: Sequence[Start], sites: SimulatedSites) -> list[Outcome]:
         RunFailed: if no process of Ray can be had, or the federation could not finish.
     """
     num_sites, config = len(sites.names), sites.config
-    simulation = with_gpus(config.simulation, num_sites=num_sites)
+    auto = config.simulation.client_resources is ClientResources.auto
+    least = _least_share(sites) if auto else 0.0
+    simulation = with_gpus(config.simulation, num_sites=num_sites, least=least)
     sites = replace(sites, config=replace(config, simulation=simulation))
-    auto = simulation.client_resources is ClientResources.auto
     memory_bytes = process_bytes(sites) if auto else 0
     hosts = open_hosts(simulation, num_sites=num_sites, memory_bytes=memory_bytes)
     outcomes: list[Outcome] = []
@@ -39,8 +40,19 @@ def train(starts: Sequence[Start], sites: SimulatedSites) -> list[Outcome]:
     return outcomes
 
 
-def with_gpus(simulation: SimulationConfig, *, num_sites: int) -> SimulationConfig:
-    """The same with an even share of Ray's GPUs for each process, unless it says how much."""
+def with_gpus(
+    simulation: SimulationConfig, *, num_sites: int, least: float = 0.0
+) -> SimulationConfig:
+    """The same with an even share of Ray's GPUs for each process, unless it says how much.
+
+    Args:
+        simulation: says what each may use.
+        num_sites: of the run.
+        least: share that a process needs.
+
+    Raises:
+        RunFailed: if a process needs more than one GPU.
+    """
     if simulation.gpus_per_site is not None:
         return simulation
     on_cpu = replace(simulation, gpus_per_site=0.0)
@@ -48,8 +60,22 @@ def with_gpus(simulation: SimulationConfig, *, num_sites: int) -> SimulationConf
     processes = min(num_sites, fitting(on_cpu))
     if not gpus or not processes:
         return on_cpu
-    share = 1 / math.ceil(processes / gpus)
+    if least > 1:
+        raise RunFailed(
+            f"a training step needs {least:.2g} times the memory of a GPU; set training.memory_gb "
+            "or physical_batch, or simulation.gpus_per_site=0"
+        )
+    share = max(1 / math.ceil(processes / gpus), least)
     return replace(simulation, gpus_per_site=math.floor(share * 1e4) / 1e4)  # as Ray counts
+
+
+def _least_share(sites: SimulatedSites) -> float:
+    """What a process needs of a GPU like the first one here; 0 if there is none here."""
+    import torch
+
+    if sites.config.simulation.gpus_per_site is not None or not torch.cuda.is_available():
+        return 0.0
+    return gpu_share(sites, torch.cuda.get_device_properties(0).total_memory)
 
 
 def open_hosts(simulation: SimulationConfig, *, num_sites: int, memory_bytes: int = 0) -> list[Any]:

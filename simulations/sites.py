@@ -17,7 +17,7 @@ from client.data.split import Split, split_patients
 from client.data.study import Record, Study, build
 from client.synthesis.image_set import ImageSet
 from client.synthesis.source import Source
-from common.config import Config, Job, SimulationConfig, Trust
+from common.config import Config, DeviceName, Job, SimulationConfig, Trust
 from common.errors import LedgerError, UsageError
 from common.files import write_atomically
 from common.privacy.book import KEY_NAME, LedgerBook
@@ -364,7 +364,7 @@ def device_for(simulation: SimulationConfig) -> torch.device:
     Raises:
         UsageError: if it has a share, and torch finds none.
     """
-    from client.devices import DeviceName, chosen
+    from client.devices import chosen
 
     match simulation.gpus_per_site:
         case None:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 import torch
 
+from client import devices
 from client.agent.agent import Sums
 from client.agent.rules import Work
 from client.agent.site_file import SiteFile
@@ -97,6 +98,7 @@ def open_hospital(file: SiteFile) -> Hospital:
             study=config.data.name,
             initial=_initial(config),
             cache=file.state / "features",
+            device=devices.chosen(file.device),
         )
     )
     work = Work(

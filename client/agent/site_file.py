@@ -9,7 +9,7 @@ from pathlib import Path
 import configs
 from client.agent import yaml_file
 from common import unix_user
-from common.config import Config, Job
+from common.config import Config, DeviceName, Job
 from common.errors import UsageError
 
 SCHEMA = "fedward.site/1"
@@ -30,6 +30,7 @@ class SiteFile:
             the model that the consortium agreed on.
         records_of: of a study whose records name hospitals, the one that is this site.
         threads: processor threads of training.
+        device: what training is done on.
         gate: Unix user of the gate, by name or number; the agent then answers no other, and takes
             from it which bundle asks.
         published: where the list of approvals is copied to, for the gate.
@@ -44,6 +45,7 @@ class SiteFile:
     settings: tuple[str, ...]
     records_of: str | None = None
     threads: int = 1
+    device: DeviceName = DeviceName.auto
     gate: str | None = None
     published: Path | None = None
     roster: Path | None = None
@@ -107,7 +109,7 @@ def read(path: Path) -> SiteFile:
 def _parse(text: str, folder: Path) -> SiteFile:
     given = yaml_file.parse(text)
     names = ("name", "socket", "policy", "state", "job", "settings", "records_of", "threads")
-    given.only("schema", "gate", "published", "roster", *names)
+    given.only("schema", "gate", "published", "roster", "device", *names)
     if given.text("schema") != SCHEMA:
         raise UsageError(f"schema={given.text('schema')}: must be {SCHEMA}")
     name = given.text("name")
@@ -116,6 +118,9 @@ def _parse(text: str, folder: Path) -> SiteFile:
     job = given.text("job") if given.has("job") else Job.classify.value
     if job not in {one.value for one in Job}:
         raise UsageError(f"job={job}: must be {' or '.join(one.value for one in Job)}")
+    device = given.text("device") if given.has("device") else DeviceName.auto.value
+    if device not in {one.value for one in DeviceName}:
+        raise UsageError(f"device={device}: must be {', '.join(one.value for one in DeviceName)}")
     return SiteFile(
         name=name,
         socket=folder / given.text("socket"),
@@ -125,6 +130,7 @@ def _parse(text: str, folder: Path) -> SiteFile:
         settings=given.texts("settings"),
         records_of=given.text("records_of") if given.has("records_of") else None,
         threads=given.whole("threads", least=1) if given.has("threads") else 1,
+        device=DeviceName(device),
         gate=given.text("gate") if given.has("gate") else None,
         published=folder / given.text("published") if given.has("published") else None,
         roster=folder / given.text("roster") if given.has("roster") else None,

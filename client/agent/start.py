@@ -47,10 +47,11 @@ def run(file: SiteFile) -> None:
                 "model": work.model,
                 "cohort": hospital.fingerprint,
                 "num_patients": work.num_patients,
+                "device": hospital.site.device.type,
             },
         )
         agent.look_at_policy()
-        _log.info("%s listens at %s", file.name, file.socket)
+        _log.info("%s listens at %s, trains on %s", file.name, file.socket, hospital.site.device)
         service.serve(agent, file.socket, most_bytes=schema.most_bytes(hospital.weights))
         audit.append(Kind.stopped, {})
     finally:

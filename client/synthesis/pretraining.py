@@ -111,7 +111,7 @@ def _batches(
             patients=torch.arange(len(rows)),
             num_patients=len(rows),
         ).to(device)
-        is_image = batch.images.ndim > 2
+        is_image = batch.images.ndim > 3
         images = change.views(batch.images, 1, generator) * 2.0 - 1.0 if is_image else batch.images
         yield replace(batch, images=images)
 

@@ -6,6 +6,7 @@ is public: no value here may be computed from patients' data.
 
 from __future__ import annotations
 
+from common.config.device import DeviceName
 from common.config.federation import (
     FederationConfig,
     LateReplies,
@@ -62,6 +63,7 @@ __all__ = [
     "ColumnsConfig",
     "Config",
     "DataConfig",
+    "DeviceName",
     "EngineName",
     "FederationConfig",
     "FinetuneConfig",

@@ -132,6 +132,39 @@ def test_training_gives_the_same_weights_and_asks_the_backbone_once(
         assert not np.allclose(unmoved[f"{prefix}.bias"], known[f"{prefix}.bias"], atol=1e-3)
 
 
+@pytest.mark.parametrize("mechanism", ["dp_sgd", "none"])
+def test_of_volumes_the_slices_are_asked_once(
+    mechanism: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What decides how much a slice counts is trained on features of slices."""
+    noise = 1.0 if mechanism == "dp_sgd" else 0.0
+    recipe = replace(RECIPE, mechanism=mechanism, noise_multiplier=noise)
+    slices = np.random.default_rng(1).random((20, 1, 3, 32, 32), dtype=np.float32)
+    volumes = replace(cohort(), images=slices)
+    asked: list[int] = []
+
+    def trained(*, cached: bool) -> dict[str, np.ndarray]:
+        with monkeypatch.context() as patch:
+            if not cached:
+                patch.setattr(classifier_module.FrozenBackbone, "of", lambda *_: None)
+            model = replace(site_model(), depth=3)
+            training = model.prepare(recipe, Surroundings(cohort=volumes))
+            training.model.register_forward_hook(lambda *_: asked.append(1))
+            training.train(volumes, recipe, RoundSeeds(sampling=1, noise=2))
+        return models.trainable_weights(training.model)
+
+    known = trained(cached=True)
+    assert asked == []
+    full = trained(cached=False)
+    assert asked
+    first = models.trainable_weights(replace(site_model(), depth=3).build())
+    assert known.keys() == full.keys() == first.keys()
+    assert {name.split(".")[0] for name in known} == {"pool"}
+    for name, value in full.items():
+        assert np.allclose(known[name], value, atol=1e-4), name
+        assert not np.allclose(known[name], first[name], atol=1e-3), name
+
+
 class Mixing(nn.Module):
     """Features of an image depend on the others of its batch."""
 

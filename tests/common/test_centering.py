@@ -68,7 +68,7 @@ def test_the_centre_does_not_travel_and_both_sides_agree_on_it() -> None:
     assert moved is not None
     moved.center[0] += 1.0
     assert models.frozen_sha256(model) != models.frozen_sha256(other)
-    assert models.last_layer(model) is centered_head(model).linear  # pyright: ignore[reportOptionalMemberAccess]
+    assert models.trained_top(model) is centered_head(model).linear  # pyright: ignore[reportOptionalMemberAccess]
 
 
 @pytest.mark.parametrize("architecture", ["swin_tiny_patch4_window7_224", "convnext_atto"])
@@ -76,7 +76,7 @@ def test_other_families(architecture: str) -> None:
     config = ModelConfig(architecture=architecture, patch_size=None, window_size=None)
     model = build(config=config)
     assert model(torch.zeros(1, 1, 32, 32)).shape == (1, 2)
-    assert models.last_layer(model) is not None
+    assert models.trained_top(model) is not None
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ import pytest
 import configs
 from common.config import Config, Job
 from common.errors import UsageError
-from simulations.client_memory import process_bytes
+from simulations.client_memory import gpu_share, process_bytes
 from simulations.run_dir import RunDir
 from simulations.sites import SimulatedSites
 
@@ -41,6 +41,14 @@ def test_a_larger_batch_and_a_larger_image_need_more_up_to_the_sites_bound(tmp_p
     assert bounded < many
     assert bounded == 1_000_000_000
     assert 800_000_000 < few < many < 4_000_000_000
+
+
+def test_on_a_gpu_the_step_is_there(tmp_path: Path) -> None:
+    on_cpu = process_bytes(sites(tmp_path))
+    on_gpu = sites(tmp_path, "simulation.gpus_per_site=0.5")
+    assert process_bytes(on_gpu) == 800_000_000 < on_cpu
+    step = on_cpu - 800_000_000
+    assert gpu_share(on_gpu, 10_000_000_000) == pytest.approx((1e9 + step) / 1e10)
 
 
 def test_a_generators_step_is_not_measured(tmp_path: Path) -> None:

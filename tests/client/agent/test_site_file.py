@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from client.agent import site_file
-from common.config import Job
+from common.config import DeviceName, Job
 from common.errors import UsageError
 
 TEXT = """\
@@ -25,6 +25,7 @@ def test_paths_are_relative_to_the_file(tmp_path: Path) -> None:
     path.write_text(TEXT)
     found = site_file.read(path)
     assert (found.name, found.job, found.threads) == ("hospital-a", Job.classify, 1)
+    assert found.device is DeviceName.auto
     assert found.socket == tmp_path / "agent.sock"
     assert found.policy == Path("/etc/fedward/policy.yaml")
     assert found.ledgers == tmp_path / "state" / "ledgers"
@@ -41,6 +42,7 @@ def test_paths_are_relative_to_the_file(tmp_path: Path) -> None:
         ("state: state", "state: state\npolicies: x", "policies: unknown"),
         ("state: state", "state: state\njob: guess", "must be classify or synthesize"),
         ("state: state", "state: state\nthreads: 0", "at least 1"),
+        ("state: state", "state: state\ndevice: gpu", "must be auto, cpu, cuda"),
     ],
 )
 def test_a_bad_file_is_one_line(tmp_path: Path, old: str, new: str, complaint: str) -> None:
