@@ -107,10 +107,10 @@ def _step_gradient(
     optimizer: torch.optim.Optimizer
     match recipe.optimizer:
         case "adam":
-            optimizer = torch.optim.Adam(parameters, lr=recipe.learning_rate)
+            optimizer = torch.optim.Adam(parameters, lr=recipe.learning_rate, fused=True)
         case _:
             optimizer = torch.optim.SGD(
-                parameters, lr=recipe.learning_rate, momentum=recipe.momentum
+                parameters, lr=recipe.learning_rate, momentum=recipe.momentum, fused=True
             )
     correct(optimizer, trainee.model, proximal_mu=recipe.proximal_mu, shift=trainee.shift)
     return step_of(trainee, optimizer, recipe, mixture.expected, noise_seed)

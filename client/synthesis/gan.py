@@ -116,7 +116,9 @@ def train_gan_round(trainee: GanTrainee, cohort: Cohort, recipe: Recipe, seeds: 
             engine=trainee.engine,
             losses_of=losses_for(trainee.settings),
         ),
-        torch.optim.Adam(gan.discriminator.parameters(), lr=recipe.learning_rate, betas=_BETAS),
+        torch.optim.Adam(
+            gan.discriminator.parameters(), lr=recipe.learning_rate, betas=_BETAS, fused=True
+        ),
         recipe,
         expected,
         seeds.noise,
@@ -169,7 +171,7 @@ class _Forger:
         self._random = generator
         self._weights = list(trainee.gan.generator.parameters())
         self._optimizer = torch.optim.Adam(
-            self._weights, lr=trainee.settings.generator_learning_rate, betas=_BETAS
+            self._weights, lr=trainee.settings.generator_learning_rate, betas=_BETAS, fused=True
         )
 
     def fakes(self, count: int, at_once: int) -> Iterator[PatientBatch]:

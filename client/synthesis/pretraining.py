@@ -66,7 +66,7 @@ def pretrain(
         UsageError: if ``state`` is there and is not of this training.
     """
     named = {name: p for name, p in model.named_parameters() if p.requires_grad}
-    optimizer = torch.optim.Adam(named.values(), lr=how.learning_rate)
+    optimizer = torch.optim.Adam(named.values(), lr=how.learning_rate, fused=True)
     done = _resume(state, named, optimizer)
     trained, shown = _on_features(model, pool, how, cache)
     trained.train()
@@ -135,10 +135,10 @@ def _resume(state: Path, named: dict[str, nn.Parameter], optimizer: torch.optim.
             for name, parameter in named.items():
                 with torch.no_grad():
                     parameter.copy_(file.get_tensor(f"weight/{name}"))
-                moments = {moment: file.get_tensor(f"{moment}/{name}") for moment in _MOMENTS}
-                for moment in moments.keys() - {"step"}:  # a number, which stays on the processor
-                    moments[moment] = moments[moment].to(parameter.device)
-                optimizer.state[parameter] = moments
+                optimizer.state[parameter] = {
+                    moment: file.get_tensor(f"{moment}/{name}").to(parameter.device)
+                    for moment in _MOMENTS
+                }
     except (SafetensorError, RuntimeError, KeyError, TypeError, ValueError) as error:
         text = " ".join(str(error).split())
         raise UsageError(f"{state}: not the state of this pretraining ({text})") from error
