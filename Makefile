@@ -25,7 +25,7 @@ contracts: $(INSTALLED)
 	$(BIN)/lint-imports --no-cache
 
 unit: $(INSTALLED) ## all tests but the long ones, on two cores
-	$(BIN)/pytest -n 2 --dist loadfile --durations=20 -m "not long"
+	$(BIN)/pytest -n 3 --dist loadfile --durations=20 -m "not long"
 
 test-long: $(INSTALLED) ## minutes of crash drills and statistics
 	$(BIN)/pytest -m long
