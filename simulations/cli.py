@@ -10,24 +10,15 @@ import typer
 from client.agent import command as site_command
 from common.errors import UsageError
 from server.consortium import command as consortium_command
-from simulations import (
-    audit_command,
-    bench_data,
-    bench_deployment,
-    bench_dp,
-    bench_ledger,
-    bench_memory,
-    bench_secagg,
-    bench_simulation,
-    calibrate_command,
-    check_data_command,
-    ledger_command,
-    ray_command,
-    report_command,
-    sample_command,
-)
+from simulations import calibrate_command, sample_command
+from simulations.audit import command as audit_command
+from simulations.bench import command as bench_command
+from simulations.checks import data_command
 from simulations.comparison import command as compare_command
+from simulations.hosting import ray_command
+from simulations.ledgers import command as ledger_command
 from simulations.progress import complain
+from simulations.report import command as report_command
 
 EXIT_USAGE = 2
 
@@ -42,17 +33,11 @@ app = typer.Typer(
 
 
 app.add_typer(ledger_command.app, name="ledger")
-bench_ledger.app.command()(bench_data.data)
-bench_ledger.app.command()(bench_deployment.deployment)
-bench_ledger.app.command()(bench_dp.dp)
-bench_ledger.app.command()(bench_secagg.secagg)
-bench_ledger.app.command()(bench_simulation.simulation)
-bench_ledger.app.command()(bench_memory.memory)
-app.add_typer(bench_ledger.app, name="bench")
+app.add_typer(bench_command.app, name="bench")
 app.add_typer(audit_command.app, name="audit")
 app.add_typer(ray_command.app, name="ray")
 app.command()(calibrate_command.calibrate)
-app.command("check-data")(check_data_command.check_data)
+app.command("check-data")(data_command.check_data)
 app.command()(sample_command.sample)
 app.add_typer(site_command.app, name="site")
 app.add_typer(consortium_command.app, name="consortium")

@@ -33,7 +33,8 @@ from server.end_state import EndState
 from server.recipe import plan
 from server.rounds import Outcome
 from server.schedule import Schedule
-from simulations import model_card, report
+from simulations.report.build import model_card
+from simulations.report.build import build as report
 from simulations.evaluation import HeldOut
 from simulations.predictions import Predictions, TestSet
 from simulations.run_dir import RunDir

@@ -17,8 +17,8 @@ import configs
 from common.config import Config, Job
 from common.errors import RunFailed, UsageError
 from server.end_state import EndState
-from simulations.child import EXIT_FAILED, EXIT_USAGE, ChildSide
-from simulations.ray_start import RayStart, Waits
+from simulations.hosting.child import EXIT_FAILED, EXIT_USAGE, ChildSide
+from simulations.hosting.ray_start import RayStart, Waits
 from simulations.run_dir import RunDir
 
 if TYPE_CHECKING:
@@ -98,7 +98,7 @@ def _do_job(config: Config, run_dir: RunDir, ray: Waits, observe: Observe) -> No
     from simulations.sites import prepare
 
     def federate(starts: Sequence[Start], sites: SimulatedSites) -> list[Outcome]:
-        from simulations.hosts import train
+        from simulations.hosting.hosts import train
 
         observe({"event": "stage", "text": "starting Ray"})
         ray.wait()

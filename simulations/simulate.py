@@ -25,10 +25,10 @@ from common.errors import UsageError
 from common.files import write_atomically
 from server.end_state import EndState
 from simulations.anchor import anchor
-from simulations.child import EXIT_INTERRUPTED, EXIT_USAGE, run_child, stoppable
+from simulations.hosting.child import EXIT_INTERRUPTED, EXIT_USAGE, run_child, stoppable
 from simulations.progress import Progress
 from simulations.run_dir import RunDir
-from simulations.warm import run_warm
+from simulations.hosting.warm import run_warm
 
 Listen = Callable[[dict[str, Any]], None]
 

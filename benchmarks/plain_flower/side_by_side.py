@@ -30,9 +30,9 @@ import configs
 from client.data.cohort import Cohort
 from common.config import Config
 from server.recipe import plan
-from simulations import ray_here
-from simulations.child import QUIET
-from simulations.process_tree import adopt_orphans, end_descendants
+from simulations.hosting import ray_here
+from simulations.hosting.child import QUIET
+from simulations.hosting.process_tree import adopt_orphans, end_descendants
 from simulations.sites import dealt, load
 
 TASK = (

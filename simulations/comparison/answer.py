@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from simulations.comparison.curves import Comparison, exceeds, spaced
-from simulations.wording import round_up
+from simulations.report.wording import round_up
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -13,7 +13,7 @@ import typer
 
 from common.errors import UsageError
 from common.files import write_atomically
-from simulations.child import EXIT_INTERRUPTED, EXIT_USAGE, run_child, stoppable
+from simulations.hosting.child import EXIT_INTERRUPTED, EXIT_USAGE, run_child, stoppable
 from simulations.comparison.folder import Folder
 from simulations.comparison.request import Request, parse
 

@@ -18,9 +18,9 @@ from simulations.comparison.plan import Cell, Plan, Trial
 from simulations.comparison.request import Kind
 from simulations.comparison.summary import compared, trial_facts
 from simulations.comparison.survey import Survey
-from simulations.page import flattened
+from simulations.report.page import flattened
 from simulations.run_dir import RunDir
-from simulations.wording import plain
+from simulations.report.wording import plain
 
 _BESIDE = ("seed", "title", "run_dir", "resume", "job", "data.cache_dir", "data.label_rules")
 _BESIDE_GROUPS = ("simulation.", "tracking.", "gan.")

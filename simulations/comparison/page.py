@@ -20,9 +20,9 @@ from simulations.comparison.figures import Picture, pictures
 from simulations.comparison.folder import Folder
 from simulations.comparison.sheet import Sheet, file_name
 from simulations.comparison.summary import SCHEMA
-from simulations.page import flattened
-from simulations.report import pages
-from simulations.wording import plain
+from simulations.report.page import flattened
+from simulations.report.build import pages
+from simulations.report.wording import plain
 
 _FIGURES, _TABLES = "figures", "tables"
 

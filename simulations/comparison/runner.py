@@ -15,12 +15,12 @@ from typing import TYPE_CHECKING
 
 from common.errors import FedwardError, RunFailed, UsageError
 from common.files import write_atomically
-from simulations.child import EXIT_FAILED, EXIT_USAGE, ChildSide
+from simulations.hosting.child import EXIT_FAILED, EXIT_USAGE, ChildSide
 from simulations.comparison.folder import Folder
 from simulations.comparison.plan import Plan, Trial, plan
 from simulations.comparison.request import Request
 from simulations.comparison.tuning import SearchPlan, Tuning
-from simulations.ray_start import RayStart
+from simulations.hosting.ray_start import RayStart
 
 if TYPE_CHECKING:
     from simulations.comparison.workers import Crew
@@ -119,7 +119,7 @@ class _Comparison:
             ray = RayStart(_num_cpus(), self._side.ray_dir)
             self._side.tell({"event": "stage", "text": "starting Ray"})
             from simulations.comparison.workers import Crew
-            from simulations.hosts import fitting, with_gpus
+            from simulations.hosting.hosts import fitting, with_gpus
 
             ray.wait()
             asked = replace(planned.config.simulation, cpus_per_site=self._cpus_each(planned))

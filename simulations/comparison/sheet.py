@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from enum import Enum, auto
 from typing import Any
 
-from simulations.wording import estimate, round_up
+from simulations.report.wording import estimate, round_up
 
 _NOTHING = "\u2013"
 

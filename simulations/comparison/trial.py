@@ -33,7 +33,7 @@ def run_trial(job: Job) -> None:
         RunFailed: if the federation could not finish.
     """
     from simulations.classification import classify
-    from simulations.in_process import federate
+    from simulations.hosting.in_process import federate
     from simulations.scene import Scene
     from simulations.sites import close_sites, prepare
 

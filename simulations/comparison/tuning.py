@@ -20,7 +20,7 @@ from simulations.comparison.measured import read_result
 from simulations.comparison.plan import Cell, Chosen, Plan, Trial, plan
 from simulations.comparison.request import Request
 from simulations.comparison.search import Search
-from simulations.page import flattened
+from simulations.report.page import flattened
 
 # Of the compared study, or of no study.
 _LEFT = ("data", "partition", "run_dir", "resume", "job", "title", "seed", "gan", "augment")

@@ -16,13 +16,13 @@ from pathlib import Path
 
 from client.agent import approval, bundle
 from common.errors import RunFailed
-from simulations import ledger_reading
-from simulations.child import signals
+from simulations.ledgers import reading
+from simulations.hosting.child import signals
 from simulations.loopback import timeline
 from simulations.loopback.consortium import Agreed, Consortium, Site
 from simulations.loopback.processes import Processes
 from simulations.loopback.timeline import Ear, Heard, Round, SiteRound, Span
-from simulations.process_tree import adopt_orphans, end_descendants
+from simulations.hosting.process_tree import adopt_orphans, end_descendants
 
 _RUN = "bench"
 _SECONDS = 600.0  # without any of what is waited for
@@ -166,7 +166,7 @@ def _measured(town: Consortium, bundle_file: Path, lines: list[Heard], began: fl
 def _site_rounds(site: Site) -> dict[int, SiteRound]:
     ledgers = site.home / "agent" / "state" / "ledgers"
     trained: dict[int, Span] = {}
-    for name, path in ledger_reading.find(ledgers).items():
+    for name, path in reading.find(ledgers).items():
         trained |= trained_in(name, path)
     asked = timeline.asked_in(site.log())
     return {
@@ -181,7 +181,7 @@ def trained_in(name: str, path: Path) -> dict[int, Span]:
         RunFailed: A round was not committed.
     """
     found: dict[int, Span] = {}
-    for request in ledger_reading.read(name, path).requests:
+    for request in reading.read(name, path).requests:
         if request.closed is None:
             raise RunFailed(f"{name}: {request.entry.request_id} was not committed")
         number = int(request.entry.request_id.split("/")[-2])

@@ -16,8 +16,8 @@ from typing import Any
 import psutil
 import pytest
 
-from simulations import ray_here
-from simulations.child import QUIET
+from simulations.hosting import ray_here
+from simulations.hosting.child import QUIET
 
 pytestmark = pytest.mark.long
 

@@ -52,7 +52,7 @@ from common.seeds import SimulatedSeeds
 from server.checkpoint import Checkpoint, latest_checkpoint
 from server.end_state import EndState
 from server.rounds import Outcome, Start, run
-from simulations.ledger_reading import read as read_ledger
+from simulations.ledgers.reading import read as read_ledger
 
 NAMES = ("hospital-1", "hospital-2", "hospital-3")
 MODEL = SiteModel(

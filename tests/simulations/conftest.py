@@ -19,7 +19,7 @@ import configs
 from common.config import Job
 from server.rounds import Outcome
 from simulations.classification import classify
-from simulations.in_process import federate as in_process_federate
+from simulations.hosting.in_process import federate as in_process_federate
 from simulations.run_dir import RunDir
 from simulations.scene import Scene
 from simulations.simulate import of_synthesis

@@ -5,7 +5,7 @@ from __future__ import annotations
 import configs
 from client.audit.audit import Effort
 from server.schedule import Schedule
-from simulations.audit_command import _subject
+from simulations.audit.command import _subject
 
 
 def test_a_hospital_is_audited_over_as_many_rounds_as_it_is_asked_in() -> None:

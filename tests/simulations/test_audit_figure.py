@@ -12,7 +12,7 @@ import pytest
 from typer.testing import CliRunner
 
 from common.errors import UsageError
-from simulations.audit_figure import Figure, figure_of, render
+from simulations.audit.figure import Figure, figure_of, render
 from simulations.cli import app
 
 Make = Callable[..., Path]

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from common.errors import UsageError
-from simulations.audit_panel import panel, read_panel, render
+from simulations.audit.panel import panel, read_panel, render
 
 RED = "stroke: var(--bad"
 

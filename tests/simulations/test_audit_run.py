@@ -16,8 +16,8 @@ from typer.testing import CliRunner
 
 import configs
 from common.errors import UsageError
-from simulations.audit_panel import read_panel
-from simulations.audit_run import FinishedRun, audit_run, shares_of
+from simulations.audit.panel import read_panel
+from simulations.audit.run import FinishedRun, audit_run, shares_of
 from simulations.cli import app, main
 
 Simulate = Callable[..., list[dict[str, Any]]]

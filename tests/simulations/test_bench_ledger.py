@@ -7,7 +7,7 @@ from typer.testing import CliRunner
 
 from common.errors import UsageError
 from common.privacy.accountants import normalise
-from simulations.bench_ledger import mixed_events
+from simulations.bench.ledger import mixed_events
 from simulations.cli import app
 
 

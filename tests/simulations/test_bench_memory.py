@@ -12,8 +12,8 @@ import pytest
 from typer.testing import CliRunner
 
 import configs
-from simulations import bench_memory
-from simulations.bench_memory import Part, Watch
+from simulations.bench import memory
+from simulations.bench.memory import Part, Watch
 from simulations.cli import app
 from simulations.partition import partition
 from simulations.sites import dealt
@@ -60,10 +60,10 @@ def test_memory_of_descendants_is_seen_and_forgotten_with_them() -> None:
 
 
 def test_the_study_has_so_many_hospitals_with_both_classes(tmp_path: Path) -> None:
-    root = bench_memory._study(tmp_path, 3)
-    assert bench_memory._study(tmp_path, 3) == root
+    root = memory._study(tmp_path, 3)
+    assert memory._study(tmp_path, 3) == root
     config = configs.load(
-        ["data=table", f"data.root={root}", *bench_memory._COLUMNS, "federation.num_sites=3"]
+        ["data=table", f"data.root={root}", *memory._COLUMNS, "federation.num_sites=3"]
     )
     _, split, shares = dealt(config, tmp_path / "phantoms", os.urandom(32))
     assert sorted(shares) == ["site-0", "site-1", "site-2"]
@@ -80,7 +80,7 @@ def test_a_file_that_cannot_be_is_said_before_anything_runs(tmp_path: Path) -> N
 
 @pytest.mark.long
 def test_one_run_is_measured(tmp_path: Path) -> None:
-    peak = bench_memory.measure(tmp_path, 3, 2, asked=2)
+    peak = memory.measure(tmp_path, 3, 2, asked=2)
     assert (peak.num_sites, peak.sites_per_round, peak.rounds) == (3, 2, 2)
     assert 100 < peak.hospital_process_mb < peak.all_mb < 20_000
     assert 100 < peak.server_mb < peak.all_mb

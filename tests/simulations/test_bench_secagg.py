@@ -7,7 +7,7 @@ import pytest
 from typer.testing import CliRunner
 
 from common.errors import UsageError
-from simulations.bench_secagg import measure
+from simulations.bench.secagg import measure
 from simulations.cli import app
 
 

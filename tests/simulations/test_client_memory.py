@@ -11,7 +11,7 @@ import pytest
 import configs
 from common.config import Config, Job
 from common.errors import UsageError
-from simulations.client_memory import gpu_share, process_bytes
+from simulations.hosting.client_memory import gpu_share, process_bytes
 from simulations.run_dir import RunDir
 from simulations.sites import SimulatedSites
 

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 
 from common.errors import UsageError
-from simulations.evidence import Evidence, write_pages
-from simulations.inversion_page import InversionPage, Picture, read_inversion, with_pictures
-from simulations.report import render
+from simulations.audit.evidence import Evidence, write_pages
+from simulations.audit.inversion_page import InversionPage, Picture, read_inversion, with_pictures
+from simulations.report.build import render
 from simulations.run_dir import RunDir
 
 DIGEST = "9f2c" * 16

@@ -9,7 +9,7 @@ import ray
 
 from common.config import SimulationConfig
 from common.errors import RunFailed, UsageError
-from simulations.hosts import fitting, with_gpus
+from simulations.hosting.hosts import fitting, with_gpus
 from simulations.sites import device_for
 
 

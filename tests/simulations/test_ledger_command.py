@@ -25,9 +25,9 @@ from common.privacy.events import (
 )
 from common.privacy.ledger import Ledger
 from common.privacy.verification import verify
-from simulations import ledger_reading
+from simulations.ledgers import reading
 from simulations.cli import main
-from simulations.ledger_view import rounded_up
+from simulations.ledgers.view import rounded_up
 
 BUDGET = Budget(epsilon=6.0, delta=1e-5)
 STEPS = PoissonGaussianSteps(sampling_rate=0.25, noise_multiplier=1.5, steps=5)
@@ -180,7 +180,7 @@ def test_all_commands_work_while_the_ledger_is_in_use(command: Command, ledger: 
 def test_a_row_written_between_two_files_is_not_half_seen(
     command: Command, ledger: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    read = ledger_reading._content
+    read = reading._content
     with Ledger.open(ledger, cohort="c" * 64) as book:
 
         def read_and_write(path: Path) -> bytes | None:
@@ -189,9 +189,9 @@ def test_a_row_written_between_two_files_is_not_half_seen(
                 charge(book, f"late {number}", RELEASE)
             return content
 
-        monkeypatch.setattr(ledger_reading, "_content", read_and_write)
-        with ledger_reading._copy(ledger) as copy:
-            found = verify(copy, public_key=ledger_reading.known_key(ledger))
+        monkeypatch.setattr(reading, "_content", read_and_write)
+        with reading._copy(ledger) as copy:
+            found = verify(copy, public_key=reading.known_key(ledger))
     assert found.problems == ()
     assert found.entries[-1].request_id == "late 1"
 
@@ -231,8 +231,8 @@ def busy(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 def test_a_ledger_is_sound_at_any_moment_of_writing(
     busy: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("simulations.ledger_reading._PAUSE_SECONDS", 0.0)
-    monkeypatch.setattr("simulations.ledger_reading._ATTEMPTS", 2000)
+    monkeypatch.setattr("simulations.ledgers.reading._PAUSE_SECONDS", 0.0)
+    monkeypatch.setattr("simulations.ledgers.reading._ATTEMPTS", 2000)
     lengths: list[int] = []
     for _ in range(8):
         monkeypatch.setattr(sys, "argv", ["fedward", "ledger", "show", str(busy), "--json"])

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from simulations.model_card import render
+from simulations.report.model_card import render
 
 Result = dict[str, Any]
 TINY = (

@@ -35,7 +35,7 @@ if not dies:
 DRILL = """
 import json, os, pathlib, subprocess, sys, time
 import psutil
-from simulations.process_tree import adopt_orphans, end_descendants
+from simulations.hosting.process_tree import adopt_orphans, end_descendants
 
 folder, script, depth = pathlib.Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])
 adopt_orphans()
@@ -107,5 +107,5 @@ def test_a_process_of_somebody_else_stays(stubborn: Path) -> None:
 
 
 def test_with_no_child_there_is_nothing_to_do() -> None:
-    code = "from simulations.process_tree import end_descendants as e; e(); e()"
+    code = "from simulations.hosting.process_tree import end_descendants as e; e(); e()"
     subprocess.run([sys.executable, "-c", code], check=True, timeout=1200)

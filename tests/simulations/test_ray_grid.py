@@ -18,9 +18,9 @@ from common.config import SimulationConfig
 from common.errors import RunFailed
 from common.messages import SiteDescription, TrainReply, TrainRequest
 from simulations import sites as sites_module
-from simulations.child import QUIET
-from simulations.hosts import open_hosts
-from simulations.ray_grid import Host, RayGrid
+from simulations.hosting.child import QUIET
+from simulations.hosting.hosts import open_hosts
+from simulations.hosting.ray_grid import Host, RayGrid
 from simulations.run_dir import RunDir
 
 pytestmark = [

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from common.errors import UsageError
-from simulations import ray_here
+from simulations.hosting import ray_here
 
 
 @pytest.fixture(autouse=True)

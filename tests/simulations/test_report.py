@@ -21,8 +21,8 @@ from common.fairness import fairness
 from common.messages import Reason
 from common.scored import Scored
 from common.task import Task
-from simulations.chart import interval_axis, reliability_chart
-from simulations.report import Page, answer, charts, render, round_up, write
+from simulations.report.chart import interval_axis, reliability_chart
+from simulations.report.build import Page, answer, charts, render, round_up, write
 
 Result = dict[str, Any]
 Browser = Callable[[Path], Any]

@@ -11,7 +11,7 @@ import configs
 from common.config import Unit
 from common.privacy.events import PoissonGaussianSteps
 from server.schedule import Schedule
-from simulations.page import Page
+from simulations.report.page import Page
 from simulations.run_dir import RunDir
 from simulations.sites import SimulatedSites
 

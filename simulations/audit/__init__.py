@@ -1,0 +1,1 @@
+"""Measured privacy beside claimed privacy."""

@@ -1,0 +1,1 @@
+"""What a site's data are like, before anything is trained."""

@@ -1,0 +1,1 @@
+"""What hospitals' ledgers say."""
