@@ -33,10 +33,9 @@ from server.end_state import EndState
 from server.recipe import plan
 from server.rounds import Outcome
 from server.schedule import Schedule
-from simulations.report.build import model_card
-from simulations.report.build import build as report
 from simulations.evaluation import HeldOut
 from simulations.predictions import Predictions, TestSet
+from simulations.report import model_card, run_page
 from simulations.run_dir import RunDir
 from simulations.run_provenance import provenance_of
 from simulations.sites import Hospitals, SimulatedSites
@@ -114,7 +113,7 @@ def fail(hospitals: Hospitals, sites: SimulatedSites, why: str) -> None:
 
 
 def _write(result: dict[str, Any], run_dir: RunDir) -> None:
-    report.write(result, run_dir.report)
+    run_page.write(result, run_dir.report)
     if result["final"] is not None:
         model_card.write(result, run_dir.model_card)
     write_atomically(run_dir.result, json.dumps(result, indent=2, allow_nan=False) + "\n")

@@ -26,9 +26,9 @@ from common.files import write_atomically
 from server.end_state import EndState
 from simulations.anchor import anchor
 from simulations.hosting.child import EXIT_INTERRUPTED, EXIT_USAGE, run_child, stoppable
+from simulations.hosting.warm import run_warm
 from simulations.progress import Progress
 from simulations.run_dir import RunDir
-from simulations.hosting.warm import run_warm
 
 Listen = Callable[[dict[str, Any]], None]
 

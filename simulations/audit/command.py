@@ -37,9 +37,7 @@ app.command(
     context_settings={"ignore_unknown_options": True, "allow_extra_args": True},
     epilog="Exit codes: 0 the page was written; 2 bad input; 130 interrupted.",
 )(inversion_command.inversion)
-app.command(epilog="Exit codes: 0 the figure was written; 2 bad input.")(
-    figure_command.figure
-)
+app.command(epilog="Exit codes: 0 the figure was written; 2 bad input.")(figure_command.figure)
 
 
 @app.command(

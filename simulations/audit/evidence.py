@@ -8,10 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from common.errors import UsageError
-from simulations.report.build import model_card
-from simulations.report.build import build as report
-from simulations.audit.panel import Panel, read_panel
 from simulations.audit.inversion_page import InversionPage, read_inversion
+from simulations.audit.panel import Panel, read_panel
+from simulations.report import model_card, run_page
 from simulations.run_dir import RunDir
 
 
@@ -57,10 +56,10 @@ def write_pages(run_dir: RunDir, result: Mapping[str, Any]) -> None:
     """Write the pages of a run anew, with all evidence that lies in its folder.
 
     Raises:
-        UsageError: as `Evidence.of` and `report.render`.
+        UsageError: as `Evidence.of` and `run_page.render`.
         OSError: the folder cannot be written.
     """
     evidence = Evidence.of(run_dir.path, result)
-    report.write(result, run_dir.report, evidence)
+    run_page.write(result, run_dir.report, evidence)
     if run_dir.weights.is_file() and result.get("final"):
         model_card.write(result, run_dir.model_card, refuted=evidence.refuted)

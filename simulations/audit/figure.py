@@ -10,7 +10,7 @@ from pathlib import Path
 
 from common.errors import UsageError
 from simulations.audit.panel import AttackRow, Panel, read_panel
-from simulations.report.build import pages
+from simulations.report.run_page import pages
 from simulations.report.wording import round_up
 
 _COLOURS = {"loss": "#0b5a8a", "RMIA": "#b3440c", "LiRA": "#11704b", "control": "#7a8793"}

@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     from client.audit.inversion import Victim
     from common.config import Config
     from common.messages import Recipe
-    from simulations.audit.run import FinishedRun
     from simulations.audit.inversion_page import InversionPage, Picture
+    from simulations.audit.run import FinishedRun
 
     Image = NDArray[np.float32]
 

@@ -18,7 +18,7 @@ from PIL import Image
 
 from client.audit.likeness import psnr, ssim
 from common.errors import UsageError
-from simulations.report.build import pages
+from simulations.report.run_page import pages
 
 SCHEMA = "fedward.inversion/1"
 _MOST_PSNR = 99.0  # beyond it there is nothing to see

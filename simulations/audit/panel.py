@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from common.errors import UsageError
-from simulations.report.build import pages
+from simulations.report.run_page import pages
 from simulations.report.wording import round_up
 
 SCHEMA = "fedward.audit/1"

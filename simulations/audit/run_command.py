@@ -213,8 +213,8 @@ def _finite(value: float) -> float | None:
 
 def _write(result: Mapping[str, Any], finished: FinishedRun, json_file: Path | None) -> None:
     """Into the run's folder and, if asked, elsewhere; each file whole or not at all."""
-    from simulations.audit.panel import render
     from simulations.audit.evidence import write_pages
+    from simulations.audit.panel import render
 
     text = json.dumps(result, indent=2, allow_nan=False) + "\n"
     mode = 0o644 if result["run"]["public"] is not None else 0o600

@@ -17,7 +17,7 @@ from client.data.check.study_check import Picture, StudyCheck
 from client.data.check.summary import Count, Histogram
 from common.config import TaskKind
 from common.task import Task
-from simulations.report.build import pages
+from simulations.report.run_page import pages
 
 _SEVERITIES = {
     Severity.blocks: "Blocks training:",

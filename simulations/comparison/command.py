@@ -13,9 +13,9 @@ import typer
 
 from common.errors import UsageError
 from common.files import write_atomically
-from simulations.hosting.child import EXIT_INTERRUPTED, EXIT_USAGE, run_child, stoppable
 from simulations.comparison.folder import Folder
 from simulations.comparison.request import Request, parse
+from simulations.hosting.child import EXIT_INTERRUPTED, EXIT_USAGE, run_child, stoppable
 
 # \b keeps click from filling lines.
 HELP = """Train the same patients centralized, federated and alone, at equal privacy, and compare.

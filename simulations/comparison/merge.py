@@ -19,8 +19,8 @@ from simulations.comparison.request import Kind
 from simulations.comparison.summary import compared, trial_facts
 from simulations.comparison.survey import Survey
 from simulations.report.page import flattened
-from simulations.run_dir import RunDir
 from simulations.report.wording import plain
+from simulations.run_dir import RunDir
 
 _BESIDE = ("seed", "title", "run_dir", "resume", "job", "data.cache_dir", "data.label_rules")
 _BESIDE_GROUPS = ("simulation.", "tracking.", "gan.")

@@ -21,7 +21,7 @@ from simulations.comparison.folder import Folder
 from simulations.comparison.sheet import Sheet, file_name
 from simulations.comparison.summary import SCHEMA
 from simulations.report.page import flattened
-from simulations.report.build import pages
+from simulations.report.run_page import pages
 from simulations.report.wording import plain
 
 _FIGURES, _TABLES = "figures", "tables"

@@ -15,11 +15,11 @@ from typing import TYPE_CHECKING
 
 from common.errors import FedwardError, RunFailed, UsageError
 from common.files import write_atomically
-from simulations.hosting.child import EXIT_FAILED, EXIT_USAGE, ChildSide
 from simulations.comparison.folder import Folder
 from simulations.comparison.plan import Plan, Trial, plan
 from simulations.comparison.request import Request
 from simulations.comparison.tuning import SearchPlan, Tuning
+from simulations.hosting.child import EXIT_FAILED, EXIT_USAGE, ChildSide
 from simulations.hosting.ray_start import RayStart
 
 if TYPE_CHECKING:

@@ -12,8 +12,8 @@ import ray
 from common.config import ClientResources, SimulationConfig
 from common.errors import RunFailed
 from server.rounds import Outcome, Start, run
-from simulations.hosting.client_memory import gpu_share, process_bytes
 from simulations.code_version import code_version
+from simulations.hosting.client_memory import gpu_share, process_bytes
 from simulations.hosting.named_actors import end_idle_others
 from simulations.hosting.ray_grid import Host, RayGrid
 from simulations.sites import SimulatedSites

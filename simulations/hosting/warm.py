@@ -13,8 +13,8 @@ from typing import IO, TYPE_CHECKING, Any
 import psutil
 
 from common.errors import UsageError
-from simulations.hosting.child import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_USAGE, QUIET
 from simulations.code_version import code_version
+from simulations.hosting.child import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_USAGE, QUIET
 from simulations.hosting.ray_start import RunningRay, connect
 
 if TYPE_CHECKING:

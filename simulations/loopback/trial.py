@@ -16,13 +16,13 @@ from pathlib import Path
 
 from client.agent import approval, bundle
 from common.errors import RunFailed
-from simulations.ledgers import reading
 from simulations.hosting.child import signals
+from simulations.hosting.process_tree import adopt_orphans, end_descendants
+from simulations.ledgers import reading
 from simulations.loopback import timeline
 from simulations.loopback.consortium import Agreed, Consortium, Site
 from simulations.loopback.processes import Processes
 from simulations.loopback.timeline import Ear, Heard, Round, SiteRound, Span
-from simulations.hosting.process_tree import adopt_orphans, end_descendants
 
 _RUN = "bench"
 _SECONDS = 600.0  # without any of what is waited for

@@ -12,7 +12,7 @@ from typing import Any
 
 from common.files import write_atomically
 from simulations.report.page import Page, Result
-from simulations.report.build import answer
+from simulations.report.run_page import answer
 from simulations.report.wording import decimals, estimate, plain, round_up
 
 _PLACE = str.maketrans({"|": "\\|", "\n": " ", "\r": " ", "<": "&lt;", ">": "&gt;"})

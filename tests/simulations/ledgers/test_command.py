@@ -25,8 +25,8 @@ from common.privacy.events import (
 )
 from common.privacy.ledger import Ledger
 from common.privacy.verification import verify
-from simulations.ledgers import reading
 from simulations.cli import main
+from simulations.ledgers import reading
 from simulations.ledgers.view import rounded_up
 
 BUDGET = Budget(epsilon=6.0, delta=1e-5)

@@ -22,7 +22,7 @@ from common.messages import Reason
 from common.scored import Scored
 from common.task import Task
 from simulations.report.chart import interval_axis, reliability_chart
-from simulations.report.build import Page, answer, charts, render, round_up, write
+from simulations.report.run_page import Page, answer, charts, render, round_up, write
 
 Result = dict[str, Any]
 Browser = Callable[[Path], Any]

@@ -13,7 +13,7 @@ import pytest
 from common.errors import UsageError
 from simulations.audit.evidence import Evidence, write_pages
 from simulations.audit.inversion_page import InversionPage, Picture, read_inversion, with_pictures
-from simulations.report.build import render
+from simulations.report.run_page import render
 from simulations.run_dir import RunDir
 
 DIGEST = "9f2c" * 16

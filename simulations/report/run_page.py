@@ -17,7 +17,15 @@ from common.errors import UsageError
 from common.files import write_atomically
 from simulations.report.chart import charts, interval_axis, reliability_chart
 from simulations.report.page import Page, Result
-from simulations.report.wording import decimals, doubt, estimate, intervals, plain, round_up, unbroken
+from simulations.report.wording import (
+    decimals,
+    doubt,
+    estimate,
+    intervals,
+    plain,
+    round_up,
+    unbroken,
+)
 
 if TYPE_CHECKING:
     from simulations.audit.evidence import Evidence
