@@ -24,8 +24,9 @@ types: $(INSTALLED)
 contracts: $(INSTALLED)
 	$(BIN)/lint-imports --no-cache
 
-unit: $(INSTALLED) ## all tests but the long ones, on two cores
-	$(BIN)/pytest -n 3 --dist loadfile --durations=20 -m "not long"
+unit: $(INSTALLED) ## all tests but the long ones; for two cores: those that start processes wait a lot
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 3 --dist loadfile --no-loadscope-reorder \
+		--durations=20 -m "not long"
 
 test-long: $(INSTALLED) ## minutes of crash drills and statistics
 	$(BIN)/pytest -m long

@@ -1,4 +1,4 @@
-"""A browser for tests that look at pages."""
+"""The order of tests, and a browser for those that look at pages."""
 
 from __future__ import annotations
 
@@ -12,6 +12,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Whole commands first: they take longest, and in the end nothing should wait for them."""
+    items.sort(key=lambda item: "end_to_end" not in item.path.parts)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import json
 import statistics
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
-from typing import IO, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
@@ -20,6 +18,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from common.config import EngineName, FinetuneMode, Precision
 from common.errors import UsageError
 from common.files import write_atomically
+from simulations.bench.contestant import contestant
 
 _WARM_UP = 1
 
@@ -115,19 +114,22 @@ def compare(
 ) -> dict[str, dict[str, Any]]:
     """Figures by engine; ratios are medians over turns, against the step of the same turn."""
     with ExitStack() as stack:
-        asks = {name: stack.enter_context(_process(entry)) for name, entry in entries.items()}
-        first = {name: ask(None) for name, ask in asks.items()}
+        those = {
+            name: stack.enter_context(contestant("client.dp.contest", entry))
+            for name, entry in entries.items()
+        }
+        first = {name: one.answer() for name, one in those.items()}
         if "error" in first["none"]:
             raise UsageError(f"--model: {first['none']['error']}")
         running = [name for name in entries if "error" not in first[name]]
         seconds: dict[str, list[float]] = {name: [] for name in running}
         for turn in range(_WARM_UP + repeats):
             for name in running:
-                taken = asks[name]("step")["seconds"]
+                taken = those[name].ask("step")["seconds"]
                 if turn >= _WARM_UP:
                     seconds[name].append(taken)
             advance((turn + 1) / (_WARM_UP + repeats))
-        peaks = {name: asks[name]("peak")["peak_bytes"] for name in running}
+        peaks = {name: those[name].ask("peak")["peak_bytes"] for name in running}
     figures: dict[str, dict[str, Any]] = {}
     for name in entries:
         if name not in running:
@@ -145,35 +147,6 @@ def compare(
             "seconds": statistics.median(seconds[name]),
         }
     return figures
-
-
-@contextmanager
-def _process(entry: dict[str, Any]) -> Iterator[Callable[[str | None], dict[str, Any]]]:
-    """A contestant; what is yielded asks it (or, with ``None``, waits for its first word)."""
-    command = [sys.executable, "-P", "-m", "client.dp.contest", json.dumps(entry)]
-    with subprocess.Popen(
-        command,
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        text=True,
-    ) as process:
-
-        def ask(question: str | None) -> dict[str, Any]:
-            if question is not None:
-                stream = _open(process.stdin)
-                stream.write(f"{question}\n")
-                stream.flush()
-            answer = _open(process.stdout).readline()
-            return json.loads(answer) if answer else {"error": "the process ended"}
-
-        yield ask
-        _open(process.stdin).close()
-
-
-def _open(stream: IO[str] | None) -> IO[str]:
-    assert stream is not None
-    return stream
 
 
 def _entry(name: str, batch: int, engine: str) -> dict[str, Any]:
