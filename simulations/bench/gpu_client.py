@@ -81,7 +81,7 @@ def main(arguments: list[str]) -> None:
     rounds = Rounds(**json.loads(arguments[0]))
     torch.set_num_threads(1)
     model = SiteModel(
-        config=ModelConfig(architecture=rounds.architecture),
+        config=ModelConfig(architecture=rounds.architecture, patch_size=None),
         finetune=FinetuneConfig(mode=FinetuneMode.all),
         image_size=rounds.image_size,
         num_classes=2,

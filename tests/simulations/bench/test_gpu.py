@@ -15,6 +15,7 @@ SMALL = (
 )
 
 
+@pytest.mark.long
 def test_the_bench_prints_and_writes_its_figures(tmp_path: Path) -> None:
     """On the processor, where a GPU may not be."""
     figures = tmp_path / "figures.json"
@@ -40,6 +41,6 @@ def test_without_a_gpu_it_says_so() -> None:
 
 
 def test_what_cannot_be_trained_is_said_in_a_line() -> None:
-    asked = (*SMALL[:-2], "--architecture", "resnet18", "--device", "cpu")
+    asked = ("--architecture", "resnet18", "--image-size", "32", "--device", "cpu")
     done = CliRunner().invoke(app, ["bench", "gpu", *asked])
     assert "BatchNorm" in str(done.exception)
