@@ -32,6 +32,7 @@ def correct(
     if not proximal_mu and not shift:
         return
     named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+    added = {name: shift[name].to(p.device) for name, p in named if shift and name in shift}
     anchors = {name: p.detach().clone() for name, p in named} if proximal_mu else {}
 
     def add(*_: Any) -> None:
@@ -42,7 +43,7 @@ def correct(
                     continue
                 if proximal_mu:
                     gradient.add_(parameter.detach() - anchors[name], alpha=proximal_mu)
-                if shift and name in shift:
-                    gradient.add_(shift[name].to(gradient.device))
+                if name in added:
+                    gradient.add_(added[name])
 
     optimizer.register_step_pre_hook(add)

@@ -12,6 +12,7 @@ from client.dp import engines
 from client.dp.check import check_engine, made_up_batch
 from client.dp.engine import BookkeepingEngine, Engine
 from client.dp.loader import Loader, PoissonDraws
+from client.dp.patients import PatientBatch
 from client.dp.training import RoundSeeds, Trainee, step_of
 from common.config import AugmentationConfig, EngineName, Precision
 from common.errors import UsageError
@@ -42,13 +43,17 @@ def kernel_engine(model: MomentGenerator, recipe: Recipe) -> Engine:
     """
     if EngineName(recipe.engine) is not EngineName.bookkeeping:
         raise UsageError("a kernel mean needs the book-keeping engine")
+    engine = engines.build(EngineName.bookkeeping, model)
+    check_engine(model, engine, made_up_images(model))
+    return BookkeepingEngine(model, Precision.fp32, own_class_losses)
+
+
+def made_up_images(model: MomentGenerator) -> PatientBatch:
+    """What stands for patients where the features are tried or measured."""
     size = model.image_size
-    batch = made_up_batch(
+    return made_up_batch(
         (1, size, size), num_outputs=model.num_classes, multilabel=False, one_image_each=False
     )
-    engine = engines.build(EngineName.bookkeeping, model)
-    check_engine(model, engine, batch)
-    return BookkeepingEngine(model, Precision.fp32, own_class_losses)
 
 
 def train_kernel_round(

@@ -11,10 +11,11 @@ from torch import Tensor, nn
 from client import devices
 from client.data.cohort import Cohort
 from client.dp.memory import images_that_fit
+from client.dp.patients import PatientBatch
 from client.dp.training import RoundSeeds
 from client.local_model import LocalTraining, ModelMismatch, Surroundings
 from client.synthesis.gan import GanTrainee, gan_engine, made_up_pairs, train_gan_round
-from client.synthesis.kernel import KernelTrainee, kernel_engine, train_kernel_round
+from client.synthesis.kernel import KernelTrainee, kernel_engine, made_up_images, train_kernel_round
 from common.config import Precision
 from common.errors import UsageError
 from common.generators.blueprint import Blueprint
@@ -46,7 +47,8 @@ class SiteGenerator:
         model, settings = self.build(), self.blueprint.settings
         if isinstance(model, MomentGenerator):
             engine = kernel_engine(model, recipe) if recipe.private else None
-            kernel = KernelTrainee(model=model, engine=engine)
+            fit = _images_that_fit(model, made_up_images(model), recipe, around.memory_bytes)
+            kernel = KernelTrainee(model=model, engine=engine, most_images=fit)
             return _Training(model=model, hold_round=partial(train_kernel_round, kernel))
         assert isinstance(settings, GanSettings)
         model.to(around.device)
@@ -55,16 +57,20 @@ class SiteGenerator:
             engine=gan_engine(model, recipe, settings) if recipe.private else None,
             settings=settings,
             augmentation=around.augmentation,
-            most_images=_images_that_fit(model, recipe, around.memory_bytes),
+            most_images=_images_that_fit(
+                model.discriminator, made_up_pairs(model), recipe, around.memory_bytes
+            ),
         )
         return _Training(model=model, hold_round=partial(train_gan_round, trainee))
 
 
-def _images_that_fit(gan: ConditionalGan, recipe: Recipe, limit: float | None) -> int | None:
+def _images_that_fit(
+    model: nn.Module, made_up: PatientBatch, recipe: Recipe, limit: float | None
+) -> int | None:
     if limit is None:
         return None
-    batch, precision = made_up_pairs(gan).to(devices.of(gan)), Precision(recipe.precision)
-    return images_that_fit(gan.discriminator, batch, precision, limit_bytes=limit)
+    batch = made_up.to(devices.of(model))
+    return images_that_fit(model, batch, Precision(recipe.precision), limit_bytes=limit)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
