@@ -37,11 +37,16 @@ def _signal_all(how: str) -> list[psutil.Process]:
     for process in psutil.Process().children(recursive=True):
         try:
             if process.status() != psutil.STATUS_ZOMBIE:
-                getattr(process, how)()
+                getattr(process, "kill" if _is_deaf(process) else how)()
                 alive.append(process)
         except psutil.NoSuchProcess:
             continue
     return alive
+
+
+def _is_deaf(process: psutil.Process) -> bool:
+    """A worker of Ray's without work waits where Python hears no signal but the last one."""
+    return "".join(process.cmdline()).startswith("ray::")
 
 
 def _reap() -> None:
