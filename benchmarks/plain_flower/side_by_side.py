@@ -65,6 +65,8 @@ def main() -> None:
     parser.add_argument("--warm", action="store_true", help="also on a Ray that runs")
     parser.add_argument("--json", type=Path, help="write the figures to this file as well")
     asked = parser.parse_args()
+    if asked.warm and ray_here.address_here() is None:
+        parser.error("--warm: no Ray runs; start one with fedward ray start")
     adopt_orphans()
     with tempfile.TemporaryDirectory(prefix="fedward-plain-") as name:
         folder = Path(name)
