@@ -50,6 +50,22 @@ print(json.dumps({"pids": pids, "alive": alive, "left": left}))
 """
 
 
+# A worker of Ray's as it waits: it has its name, and hears nothing.
+DEAF = """
+import pathlib, subprocess, sys, time
+from simulations.hosting.process_tree import adopt_orphans, end_descendants
+
+folder, script = pathlib.Path(sys.argv[1]), sys.argv[2]
+adopt_orphans()
+words = ["ray::Host", script, str(folder), "0", "stays"]
+worker = subprocess.Popen(words, executable=sys.executable)
+while not list(folder.glob("[0-9]*")):
+    time.sleep(0.02)
+end_descendants(grace_seconds=100_000)
+print(worker.pid)
+"""
+
+
 @pytest.fixture
 def stubborn(tmp_path: Path) -> Path:
     path = tmp_path / "stubborn.py"
@@ -109,3 +125,11 @@ def test_a_process_of_somebody_else_stays(stubborn: Path) -> None:
 def test_with_no_child_there_is_nothing_to_do() -> None:
     code = "from simulations.hosting.process_tree import end_descendants as e; e(); e()"
     subprocess.run([sys.executable, "-c", code], check=True, timeout=1200)
+
+
+def test_a_worker_of_rays_is_not_waited_for(stubborn: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "pids"
+    folder.mkdir()
+    command = [sys.executable, "-c", DEAF, str(folder), str(stubborn)]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=600, check=True)
+    assert gone(int(ended.stdout))
