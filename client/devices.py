@@ -18,15 +18,19 @@ from common.errors import UsageError
 CPU = torch.device("cpu")
 
 
-def chosen(name: DeviceName) -> torch.device:
+def chosen(name: DeviceName, setting: str = "device=cuda") -> torch.device:
     """The device, prepared for private training.
+
+    Args:
+        name: what is asked for.
+        setting: how a GPU was asked for, in the message that there is none.
 
     Raises:
         UsageError: a GPU is asked for, and torch finds none.
     """
     found = name is not DeviceName.cpu and torch.cuda.is_available()
     if name is DeviceName.cuda and not found:
-        raise UsageError("device=cuda: torch finds no GPU here; see nvidia-smi, or use the CPU")
+        raise UsageError(f"{setting}: torch finds no GPU here; see nvidia-smi, or use the CPU")
     if not found:
         return CPU
     # Norms and sums of gradients are held to 32 bits; TF32 would keep 10 bits of each factor.

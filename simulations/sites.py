@@ -371,8 +371,8 @@ def device_for(simulation: SimulationConfig) -> torch.device:
             return chosen(DeviceName.auto)
         case 0:
             return chosen(DeviceName.cpu)
-        case _:
-            return chosen(DeviceName.cuda)
+        case share:
+            return chosen(DeviceName.cuda, f"simulation.gpus_per_site={share:g}")
 
 
 def features_cache(config: Config) -> Path | None:

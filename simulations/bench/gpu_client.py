@@ -89,7 +89,7 @@ def main(arguments: list[str]) -> None:
     )
     recipe, cohort = rounds.recipe(), rounds.cohort()
     try:
-        device = devices.chosen(DeviceName(rounds.device))
+        device = devices.chosen(DeviceName(rounds.device), f"--device={rounds.device}")
         training = model.prepare(recipe, Surroundings(cohort=cohort, device=device))
     except UsageError as error:
         _say({"error": str(error)})

@@ -65,5 +65,7 @@ def test_a_process_with_a_share_of_no_gpu_says_so(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     assert device_for(SimulationConfig()).type == "cpu"
     assert device_for(SimulationConfig(gpus_per_site=0)).type == "cpu"
-    with pytest.raises(UsageError, match="torch finds no GPU here"):
+    with pytest.raises(
+        UsageError, match=r"simulation\.gpus_per_site=0\.25: torch finds no GPU here"
+    ):
         device_for(SimulationConfig(gpus_per_site=0.25))
