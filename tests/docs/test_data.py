@@ -65,7 +65,7 @@ def test_the_check_of_the_page_runs(
 def test_every_finding_of_the_code_is_on_the_page() -> None:
     root = Path(__file__).parents[2]
     sources = [*(root / "client" / "data" / "check").glob("*.py")]
-    sources.append(root / "simulations" / "check_data_command.py")
+    sources.append(root / "simulations" / "checks" / "data_command.py")
     text = "\n".join(path.read_text() for path in sources)
     codes = set(re.findall(r'code="(\w+)"', text))
     codes |= set(

@@ -95,9 +95,16 @@ class Reading:
 
 @pytest.fixture
 def take_in() -> Callable[[Callable[[Path], Any], Path], Reading]:
-    """Reads a file and measures; a decoder that ended counts its whole limit."""
+    """Reads a file and measures; a decoder that ended counts its whole limit.
+
+    The lesser of two readings counts: the system puts pages of a decoder that waits aside, and
+    those come back in the first one.
+    """
 
     def take(read: Callable[[Path], Any], path: Path) -> Reading:
+        return min(once(read, path), once(read, path), key=lambda one: one.decoder_bytes)
+
+    def once(read: Callable[[Path], Any], path: Path) -> Reading:
         honest = _honest_bytes(path)
         with contextlib.suppress(DataError):  # answered when the file before is tidied away
             read_tags(path / "missing", [])
