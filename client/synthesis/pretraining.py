@@ -94,7 +94,8 @@ def _on_features(
     backbone = FrozenBackbone.of(model, pool.images.shape[1:]) if as_it_is else None
     if backbone is None:
         return model, pool
-    return backbone.head, replace(pool, images=backbone.features(pool.images, cache))
+    features = backbone.features(pool.images, cache, devices.of(model))
+    return backbone.head, replace(pool, images=features)
 
 
 def _batches(

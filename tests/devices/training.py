@@ -16,6 +16,7 @@ from client.classifier import SiteModel
 from client.data.cohort import Cohort
 from client.dp.patients import PatientBatch
 from client.dp.training import RoundSeeds
+from client.frozen import FrozenBackbone
 from client.local_model import LocalModel, Surroundings
 from client.secure_aggregation.gradients import GivesGradients
 from client.shared_model import SharedModel
@@ -241,6 +242,24 @@ def test_pretraining_goes_on_there(elsewhere: torch.device, tmp_path: Path) -> N
         found.append(np.concatenate([change.ravel() for change in moved.values()]))
     # where a gradient is nothing but rounding errors, Adam makes whole steps of them
     assert np.corrcoef(*found)[0, 1] > 0.999
+
+
+def test_features_for_pretraining_are_computed_there(
+    elsewhere: torch.device, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    places: list[torch.device] = []
+    compute = FrozenBackbone._computed
+
+    def note(backbone: FrozenBackbone, images: Any, device: torch.device) -> Any:
+        places.append(device)
+        return compute(backbone, images, device)
+
+    monkeypatch.setattr(FrozenBackbone, "_computed", note)
+    as_it_is = AugmentationConfig()
+    how = Pretraining(epochs=1, batch_size=6, learning_rate=0.01, seed=1, augmentation=as_it_is)
+    model = classifier(mode=FinetuneMode.head).build().to(elsewhere)
+    pretrain(model, cohort(), how, state=tmp_path / "state", observe=lambda _: None)
+    assert places == [elsewhere]
 
 
 @pytest.mark.parametrize("mode", [FinetuneMode.all, FinetuneMode.head])
