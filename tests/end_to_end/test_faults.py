@@ -412,27 +412,39 @@ def training(running: Any) -> psutil.Process:
     pytest.fail("no hospital was ever at work")
 
 
-def test_kill_9_of_a_hospital_in_training(first_run, small, start_run, tmp_path: Path):
+@pytest.fixture(scope="module")
+def busy(small: tuple[str, ...]) -> tuple[str, ...]:
+    """Settings of a run in which hospitals are at work most of the time."""
+    return (*small, "federation.steps_per_round=15")
+
+
+@pytest.fixture(scope="module")
+def busy_run(busy, simulate, tmp_path_factory: pytest.TempPathFactory):
+    """Such a run to which nothing happened."""
+    return simulate(*busy, run_dir=tmp_path_factory.mktemp("busy") / "run")
+
+
+def test_kill_9_of_a_hospital_in_training(busy_run, busy, start_run, tmp_path: Path):
     """Its process comes back, it is asked again, and trains under the reservation it had."""
     run_dir = tmp_path / "run"
-    settings = (*small, "federation.retries=5", f"run_dir={run_dir}")
+    settings = (*busy, "federation.retries=5", f"run_dir={run_dir}")
     running = start_run(*settings, run_dir=run_dir)
     running.wait_for("round 1/3")
     training(running).kill()
     assert running.process.wait(400) == 0, running.log.read_text()
     result = json.loads((run_dir / "result.json").read_text())
     assert result["state"] == "completed"
-    assert result["final"]["weights_sha256"] == first_run.result["final"]["weights_sha256"]
+    assert result["final"]["weights_sha256"] == busy_run.result["final"]["weights_sha256"]
     asked = [site["attempts"] for record in result["rounds"] for site in record["sites"].values()]
     assert max(asked) > 1, "nobody was killed in time"
     for name, site in result["privacy"]["sites"].items():
-        assert site["epsilon"] == first_run.result["privacy"]["sites"][name]["epsilon"]
+        assert site["epsilon"] == busy_run.result["privacy"]["sites"][name]["epsilon"]
 
 
-def test_kill_9_of_the_server_in_a_round(first_run, small, start_run, tmp_path: Path):
+def test_kill_9_of_the_server_in_a_round(busy_run, busy, start_run, tmp_path: Path):
     """The command says so and ends with 1; resumed, it ends as if nothing had happened."""
     run_dir = tmp_path / "run"
-    running = start_run(*small, f"run_dir={run_dir}", run_dir=run_dir)
+    running = start_run(*busy, f"run_dir={run_dir}", run_dir=run_dir)
     running.wait_for("round 1/3")
     training(running)
     (server,) = called(running, "simulations.runner")
@@ -444,9 +456,9 @@ def test_kill_9_of_the_server_in_a_round(first_run, small, start_run, tmp_path: 
     result = json.loads((run_dir / "result.json").read_text())
     assert result["state"] == "completed"
     assert [record["round"] for record in result["rounds"]] == [1, 2, 3]
-    assert result["final"]["weights_sha256"] == first_run.result["final"]["weights_sha256"]
+    assert result["final"]["weights_sha256"] == busy_run.result["final"]["weights_sha256"]
     for name, site in result["privacy"]["sites"].items():
-        assert site["epsilon"] == first_run.result["privacy"]["sites"][name]["epsilon"]
+        assert site["epsilon"] == busy_run.result["privacy"]["sites"][name]["epsilon"]
 
 
 # Python runs it before anything else. As soon as a checkpoint is written, the server scans the
@@ -539,11 +551,11 @@ def raylet(running: Any) -> psutil.Process:
 
 
 @pytest.mark.long
-def test_a_hospital_that_hangs(small, start_run, tmp_path: Path):
+def test_a_hospital_that_hangs(busy, start_run, tmp_path: Path):
     """Its process is stopped, neither dead nor alive: the round ends at its deadline."""
     run_dir = tmp_path / "run"
     settings = ("federation.timeout_seconds=60", "federation.retries=0", f"run_dir={run_dir}")
-    running = start_run(*small, *settings, run_dir=run_dir)
+    running = start_run(*busy, *settings, run_dir=run_dir)
     running.wait_for("round 1/3")
     training(running).send_signal(signal.SIGSTOP)
     assert running.process.wait(600) == 3, running.log.read_text()
