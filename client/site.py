@@ -228,6 +228,16 @@ class Site:
             ledger.commit(request.request_id)
             return made, self._spend(request.recipe, ledger)
 
+    def statement(self, recipe: Recipe) -> dict[str, object] | None:
+        """The signed spend statement as the recipe counts; none if the site has no such ledger."""
+        if recipe.unit != self._setup.budget.unit.value:
+            return None
+        try:
+            with self._lock, self._setup.open_ledger(self._setup.budget.unit) as ledger:
+                return self._spend(recipe, ledger)
+        except LedgerError:
+            return None
+
     def _round_seeds(self, number: int, prefix: str = "") -> RoundSeeds:
         return RoundSeeds(
             sampling=self._setup.seeds.seed(number, f"{prefix}sampling"),

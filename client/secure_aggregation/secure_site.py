@@ -98,7 +98,7 @@ class SecureSite:
                 state, body, spend = self._take(question, known, request)
             except (FedwardError, FloatingPointError) as error:
                 _log.warning("a question of a secure sum was refused: %s", error)
-                return self._refused(error)
+                return self._refused(error, request)
             answer = self._worded(body=body, spend=spend)
             self._write(_Kept(question=digest, state=state, answer=answer))
             return answer
@@ -146,7 +146,8 @@ class SecureSite:
         masked, spend = self._site.contribute(request, event_of(request.recipe, mechanism), compute)
         return after[0], masked, spend
 
-    def _refused(self, error: Exception) -> bytes:
+    def _refused(self, error: Exception, request: TrainRequest | None) -> bytes:
+        """A refusal; with what the site has spent, for the round may have been charged before."""
         match error:
             case Refusal():
                 reason = Reason(error.code)
@@ -156,7 +157,8 @@ class SecureSite:
                 reason = Reason.insecure
             case _:
                 reason = Reason.internal_error
-        return self._worded(reason=reason)
+        spend = None if request is None else self._site.statement(request.recipe)
+        return self._worded(reason=reason, spend=spend)
 
     def _worded(
         self,

@@ -195,9 +195,6 @@ class _Round:
             reason=answer.reason,
             spend=answer.spend,
         )
-        if answer.reason is not None:
-            self._failed[site] = Answer(reply=reply)
-            return
         if step is Step.masked:
             problems = self._inquiry.spend.take(reply, expected.recipe)
             if problems:
@@ -205,6 +202,9 @@ class _Round:
                 self._failed[site] = replace(failed, problems=problems)
                 return
             self._spent[site] = reply
+        if answer.reason is not None:
+            self._failed[site] = Answer(reply=reply)
+            return
         take = {
             Step.keys: self._server.take_keys,
             Step.shares: self._server.take_shares,

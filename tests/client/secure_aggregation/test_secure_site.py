@@ -118,6 +118,8 @@ def test_a_replayed_round_is_refused_and_costs_nothing_more(consortium: Any) -> 
     assert replayed.reason is Reason.bad_request
     assert not replayed.body
     assert len(_entries(consortium, "hospital-1")) == 1
+    assert replayed.spend is not None, "what the round cost is not told"
+    assert replayed.spend["epsilon"] > 0
 
 
 def test_a_question_of_another_round_is_refused(consortium: Any) -> None:

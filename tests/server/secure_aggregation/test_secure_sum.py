@@ -21,6 +21,7 @@ from client.classifier import SiteModel
 from client.data.cohort import Cohort
 from client.dp.training import RoundSeeds
 from client.local_model import Surroundings
+from client.secure_aggregation import secure_site
 from client.secure_aggregation.secure_site import SecureSetup, SecureSite, noisy_sum
 from client.site import Site, SiteSetup
 from common import models
@@ -179,7 +180,7 @@ class Federation:
                 steps_per_round=1,
                 trust=Trust.secure_aggregation,
                 wait_seconds=5.0,
-                timeout_seconds=5.0,
+                timeout_seconds=60.0,
                 **{"retries": 1, "retry_seconds": 0.05, **self.federation},
             ),
             strategy=StrategyConfig(name=self.strategy),
@@ -290,6 +291,26 @@ def test_a_site_that_comes_back_is_part_of_the_sum_and_is_charged_once(
         name: 3 if name == "site-2" else 1 for name in NAMES
     }
     assert all(federation.charged(name) == 1 for name in NAMES)
+
+
+def test_what_a_site_lost_in_computing_is_charged_and_told(
+    made: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    federation = made(federation={"max_dropouts": 1})
+    calls = itertools.count(1)
+
+    def once(*arguments: Any) -> Any:
+        if next(calls) == 2:  # site-2 has charged the round and computes
+            raise ConnectionError
+        return noisy_sum(*arguments)
+
+    monkeypatch.setattr(secure_site, "noisy_sum", once)
+    (record,) = federation.run().checkpoint.history
+    lost = record["sites"]["site-2"]
+    assert (lost["status"], lost["reason"], lost["attempts"]) == ("refused", "bad_request", 2)
+    assert federation.charged("site-2") == 1
+    assert lost["epsilon"] == record["sites"]["site-1"]["epsilon"] > 0
+    assert lost["statement"]["length"] > 0
 
 
 @pytest.mark.parametrize("step", list(Step))
