@@ -11,6 +11,7 @@ import os
 import sys
 import traceback
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import configs
@@ -36,18 +37,20 @@ def main(arguments: list[str]) -> int:
     """
     side = ChildSide(arguments)
 
-    def start_ray(num_cpus: int) -> Waits:
-        return RayStart(num_cpus, side.ray_dir)
+    def start_ray(config: Config) -> Waits:
+        wanted = config.simulation.cpus_per_site * config.federation.num_sites
+        num_cpus = max(1, int(min(os.cpu_count() or 1, wanted)))
+        return RayStart(num_cpus, side.ray_dir, partial(_open_ahead, config))
 
     return run(RunDir(path=side.folder), start_ray, side.tell)
 
 
-def run(run_dir: RunDir, start_ray: Callable[[int], Waits], tell: Observe) -> int:
+def run(run_dir: RunDir, start_ray: Callable[[Config], Waits], tell: Observe) -> int:
     """Run the simulation of ``run_dir`` and return the exit code.
 
     Args:
         run_dir: with its configuration.
-        start_ray: begins to start Ray with so many CPUs, where it does not run yet.
+        start_ray: begins to start Ray for a run, where it does not run yet.
         tell: told of everything that happens, in the end of a result or of why there is none.
     """
     code = EXIT_FAILED
@@ -74,15 +77,14 @@ def run(run_dir: RunDir, start_ray: Callable[[int], Waits], tell: Observe) -> in
 
 
 def _simulate(
-    config: Config, run_dir: RunDir, start_ray: Callable[[int], Waits], observe: Observe
+    config: Config, run_dir: RunDir, start_ray: Callable[[Config], Waits], observe: Observe
 ) -> None:
     from server.mlflow_run import MlflowRun
     from server.tracking import Tracking
 
     run_id = run_dir.run_id.read_text().strip()
     mlflow = MlflowRun.begin(config.tracking, run_id=run_id, title=config.title)
-    wanted = config.simulation.cpus_per_site * config.federation.num_sites
-    ray = start_ray(max(1, int(min(os.cpu_count() or 1, wanted))))
+    ray = start_ray(config)
     with Tracking(run_dir.tracking, mlflow) as tracking:
 
         def both(event: dict[str, Any]) -> None:
@@ -98,12 +100,12 @@ def _do_job(config: Config, run_dir: RunDir, ray: Waits, observe: Observe) -> No
     from simulations.sites import prepare
 
     def federate(starts: Sequence[Start], sites: SimulatedSites) -> list[Outcome]:
-        from simulations.hosting.hosts import train
+        from simulations.hosting.training import train
 
         observe({"event": "stage", "text": "starting Ray"})
-        ray.wait()
+        ahead = ray.wait()
         observe({"event": "stage", "text": "opening the sites"})
-        return train(starts, sites)
+        return train(starts, sites, ahead)
 
     scene = Scene(
         config=config,
@@ -120,6 +122,12 @@ def _do_job(config: Config, run_dir: RunDir, ray: Waits, observe: Observe) -> No
         from simulations.classification import classify
 
         classify(scene)
+
+
+def _open_ahead(config: Config) -> list[Any]:
+    from simulations.hosting.hosts import open_ahead
+
+    return open_ahead(config)
 
 
 if __name__ == "__main__":

@@ -1,43 +1,38 @@
-"""The Ray actors that hospitals of a run live in."""
+"""The Ray actors that hospitals of a run live in, and what each may use.
+
+Imported in a thread beside others: it imports little.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, cast
 
 import ray
 
-from common.config import ClientResources, SimulationConfig
+from common.config import ClientResources, Config, SimulationConfig
 from common.errors import RunFailed
-from server.rounds import Outcome, Start, run
 from simulations.code_version import code_version
-from simulations.hosting.client_memory import gpu_share, process_bytes
+from simulations.hosting.host import Host
 from simulations.hosting.named_actors import end_idle_others
-from simulations.hosting.ray_grid import Host, RayGrid
-from simulations.sites import SimulatedSites
 
 
-def train(starts: Sequence[Start], sites: SimulatedSites) -> list[Outcome]:
-    """Let the sites train one model after another, each from its start, on the Ray that runs.
+def open_ahead(config: Config) -> list[Any]:
+    """Those of a run on a Ray of its own, to import while its study is read.
+
+    None where what each may use is known only then.
 
     Raises:
-        RunFailed: if no process of Ray can be had, or the federation could not finish.
+        RunFailed: if no node of Ray has that much.
     """
-    num_sites, config = len(sites.names), sites.config
-    auto = config.simulation.client_resources is ClientResources.auto
-    least = _least_share(sites) if auto else 0.0
-    simulation = with_gpus(config.simulation, num_sites=num_sites, least=least)
-    sites = replace(sites, config=replace(config, simulation=simulation))
-    memory_bytes = process_bytes(sites) if auto else 0
-    hosts = open_hosts(simulation, num_sites=num_sites, memory_bytes=memory_bytes)
-    outcomes: list[Outcome] = []
-    for start in starts:
-        grid = RayGrid(hosts, sites)
-        outcomes.append(run(grid, start))
-        grid.close()
-    return outcomes
+    simulation, num_sites = config.simulation, config.federation.num_sites
+    if simulation.client_resources is ClientResources.auto:
+        return []
+    shared = with_gpus(simulation, num_sites=num_sites)
+    if simulation.gpus_per_site is None and shared.gpus_per_site:
+        return []  # shares are of those that train, and a study may have hospitals of its own
+    return open_hosts(shared, num_sites=num_sites)
 
 
 def with_gpus(
@@ -67,15 +62,6 @@ def with_gpus(
         )
     share = max(1 / math.ceil(processes / gpus), least)
     return replace(simulation, gpus_per_site=math.floor(share * 1e4) / 1e4)  # as Ray counts
-
-
-def _least_share(sites: SimulatedSites) -> float:
-    """What a process needs of a GPU like the first one here; 0 if there is none here."""
-    import torch
-
-    if sites.config.simulation.gpus_per_site is not None or not torch.cuda.is_available():
-        return 0.0
-    return gpu_share(sites, torch.cuda.get_device_properties(0).total_memory)
 
 
 def open_hosts(simulation: SimulationConfig, *, num_sites: int, memory_bytes: int = 0) -> list[Any]:

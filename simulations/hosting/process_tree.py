@@ -10,6 +10,7 @@ from __future__ import annotations
 import ctypes
 import os
 import sys
+from importlib.util import find_spec
 
 import psutil
 
@@ -24,7 +25,7 @@ def adopt_orphans() -> None:
 
 
 def end_descendants(*, grace_seconds: float = _GRACE_SECONDS) -> None:
-    """Ask every descendant to end, kill those that do not, and reap all of them."""
+    """Ask every descendant to end, kill those that do not and Ray's, and reap all of them."""
     asked = _signal_all("terminate")
     psutil.wait_procs(asked, timeout=grace_seconds if asked else 0)
     while stubborn := _signal_all("kill"):
@@ -37,16 +38,20 @@ def _signal_all(how: str) -> list[psutil.Process]:
     for process in psutil.Process().children(recursive=True):
         try:
             if process.status() != psutil.STATUS_ZOMBIE:
-                getattr(process, "kill" if _is_deaf(process) else how)()
+                getattr(process, "kill" if _is_rays(process) else how)()
                 alive.append(process)
         except psutil.NoSuchProcess:
             continue
     return alive
 
 
-def _is_deaf(process: psutil.Process) -> bool:
-    """A worker of Ray's without work waits where Python hears no signal but the last one."""
-    return "".join(process.cmdline()).startswith("ray::")
+def _is_rays(process: psutil.Process) -> bool:
+    """Ray's are not asked: a worker without work hears no signal but the last one."""
+    words = process.cmdline()
+    ray = find_spec("ray")
+    folders = ray.submodule_search_locations if ray is not None else None
+    programs = tuple(f"{folder}/" for folder in folders or ())
+    return "".join(words).startswith("ray::") or any(word.startswith(programs) for word in words)
 
 
 def _reap() -> None:

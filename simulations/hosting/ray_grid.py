@@ -19,57 +19,11 @@ from flwr.app import Error, Message, RecordDict
 from ray.exceptions import ActorDiedError, RayError
 
 from common import wire
-from simulations.hosting.local_grid import LocalGrid, be_somebody, context_of, set_number
-from simulations.run_dir import RunDir
-from simulations.sites import SimulatedSites, close_sites
+from simulations.hosting.local_grid import LocalGrid
+from simulations.sites import SimulatedSites
 
 _CLOSE_SECONDS = 10.0
 _LOST = 1  # of a Flower error; Flower's own say what failed, which nobody can know here
-
-
-class Host:
-    """A process in which hospitals live: what one has opened stays open between rounds."""
-
-    def __init__(self) -> None:
-        import torch  # the longest import: before the first question, not in it
-
-        import client.classifier
-
-        del torch, client
-        be_somebody()
-        self._attempts: dict[str, str] = {}
-
-    def ready(self) -> bool:
-        """Answered when everything is imported."""
-        return True
-
-    def answer(
-        self, attempt: str, sites: SimulatedSites, content: RecordDict, about: tuple[str, int, str]
-    ) -> Message:
-        """What a hospital says to a message.
-
-        Args:
-            attempt: names the grid that asks. Another one in the same folder, after a kill, may be
-                another run altogether: nothing that is open is taken over.
-            sites: of the run.
-            content: of the message.
-            about: its kind, the hospital's node, its number.
-        """
-        from client.app import build
-
-        folder = str(sites.run_dir.path)
-        if self._attempts.get(folder) != attempt:
-            self.close(sites.run_dir)
-            self._attempts[folder] = attempt
-        kind, node, number = about
-        message = wire.message(content, node=node, kind=kind)
-        set_number(message, number)
-        return build(sites)(message, context_of(node))
-
-    def close(self, run_dir: RunDir) -> None:
-        """Forget the hospitals of a run."""
-        self._attempts.pop(str(run_dir.path), None)
-        close_sites(run_dir)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

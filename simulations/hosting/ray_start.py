@@ -8,8 +8,9 @@ import os
 import socket
 import sys
 import threading
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from common.errors import RunFailed, UsageError
 from simulations.hosting.child import QUIET
@@ -25,11 +26,11 @@ _NAMESPACE = "fedward"
 class Waits(Protocol):
     """Ray, running or on its way."""
 
-    def wait(self) -> None:
-        """Return when Ray runs.
+    def wait(self) -> Sequence[Any]:
+        """Return when Ray runs: with the actors that were opened ahead.
 
         Raises:
-            RunFailed: if it could not be started.
+            RunFailed: if it could not be started, or they could not be opened.
         """
         ...
 
@@ -37,8 +38,9 @@ class Waits(Protocol):
 class RunningRay:
     """Ray that this process is connected to."""
 
-    def wait(self) -> None:
+    def wait(self) -> Sequence[Any]:
         """There is nothing to wait for."""
+        return ()
 
 
 class RayStart:
@@ -47,47 +49,55 @@ class RayStart:
     Ray's processes end with the *thread* that started them, so this one stays.
     """
 
-    def __init__(self, num_cpus: int, ray_dir: Path) -> None:
+    def __init__(
+        self, num_cpus: int, ray_dir: Path, ahead: Callable[[], Sequence[Any]] = tuple
+    ) -> None:
         self._num_cpus = num_cpus
         self._ray_dir = ray_dir
+        self._open_ahead = ahead
+        self._ahead: Sequence[Any] = ()
         self._error: Exception | None = None
         self._done = threading.Event()
         threading.Thread(target=self._start, daemon=True).start()
 
     def _start(self) -> None:
-        for _ in range(_RAY_ATTEMPTS):
-            self._error = self._attempt()
-            if self._error is None or "timed out" not in str(self._error):
-                break
-            print(f"Ray did not start: {self._error}", file=sys.stderr, flush=True)
+        try:
+            self._begin()
+            self._ahead = self._open_ahead()
+        except Exception as error:
+            self._error = error
         self._done.set()
         threading.Event().wait()
 
-    def _attempt(self) -> Exception | None:
-        try:
-            import ray
+    def _begin(self) -> None:
+        for attempt in range(1, _RAY_ATTEMPTS + 1):
+            try:
+                self._attempt()
+            except Exception as error:
+                if attempt == _RAY_ATTEMPTS or "timed out" not in str(error):
+                    raise RunFailed(f"Ray did not start: {error}") from error
+                print(f"Ray did not start: {error}", file=sys.stderr, flush=True)
+            else:
+                return
 
-            ray.shutdown()  # what an attempt before this one left
-            ray.init(
-                address="local",
-                num_cpus=self._num_cpus,
-                include_dashboard=False,
-                logging_level=logging.WARNING,
-                _temp_dir=str(self._ray_dir),
-            )
-        except Exception as error:
-            return error
-        return None
+    def _attempt(self) -> None:
+        import ray
 
-    def wait(self) -> None:
-        """Return when Ray runs.
+        ray.shutdown()  # what an attempt before this one left
+        ray.init(
+            address="local",
+            num_cpus=self._num_cpus,
+            include_dashboard=False,
+            logging_level=logging.WARNING,
+            _temp_dir=str(self._ray_dir),
+        )
 
-        Raises:
-            RunFailed: if it could not be started.
-        """
+    def wait(self) -> Sequence[Any]:
+        """See `Waits`."""
         self._done.wait()
         if self._error is not None:
-            raise RunFailed(f"Ray did not start: {self._error}")
+            raise self._error
+        return self._ahead
 
 
 def connect(address: str, empty: Path) -> None:

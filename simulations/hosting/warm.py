@@ -29,7 +29,7 @@ class Runner:
 
     def __init__(self) -> None:
         import simulations.classification
-        import simulations.hosting.hosts
+        import simulations.hosting.training
         import simulations.runner
 
         del simulations

@@ -12,6 +12,7 @@ from typing import Any
 
 import psutil
 import pytest
+import ray
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="orphans are adopted on Linux only")
 
@@ -57,7 +58,7 @@ from simulations.hosting.process_tree import adopt_orphans, end_descendants
 
 folder, script = pathlib.Path(sys.argv[1]), sys.argv[2]
 adopt_orphans()
-words = ["ray::Host", script, str(folder), "0", "stays"]
+words = [sys.argv[3], script, str(folder), "0", "stays", *sys.argv[4:]]
 worker = subprocess.Popen(words, executable=sys.executable)
 while not list(folder.glob("[0-9]*")):
     time.sleep(0.02)
@@ -127,9 +128,16 @@ def test_with_no_child_there_is_nothing_to_do() -> None:
     subprocess.run([sys.executable, "-c", code], check=True, timeout=1200)
 
 
-def test_a_worker_of_rays_is_not_waited_for(stubborn: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "words",
+    [("ray::Host",), (sys.executable, str(Path(ray.__file__).with_name("dashboard.py")))],
+    ids=["worker", "program"],
+)
+def test_what_is_rays_is_not_waited_for(
+    words: tuple[str, ...], stubborn: Path, tmp_path: Path
+) -> None:
     folder = tmp_path / "pids"
     folder.mkdir()
-    command = [sys.executable, "-c", DEAF, str(folder), str(stubborn)]
+    command = [sys.executable, "-c", DEAF, str(folder), str(stubborn), *words]
     ended = subprocess.run(command, capture_output=True, text=True, timeout=600, check=True)
     assert gone(int(ended.stdout))

@@ -19,8 +19,9 @@ from common.errors import RunFailed
 from common.messages import SiteDescription, TrainReply, TrainRequest
 from simulations import sites as sites_module
 from simulations.hosting.child import QUIET
+from simulations.hosting.host import Host
 from simulations.hosting.hosts import open_hosts
-from simulations.hosting.ray_grid import Host, RayGrid
+from simulations.hosting.ray_grid import RayGrid
 from simulations.run_dir import RunDir
 
 pytestmark = [
