@@ -26,6 +26,9 @@ def train_within_memory(
     before has left, and the round is charged once: the entry of the ledger is of the one update
     that does leave.
 
+    A round fails if one image at a time is too many. No patient has more of them at once than
+    others (`client.dp.loader.Loader`), so that its failing does not tell who was drawn.
+
     Args:
         train: one round, with the recipe that it is given.
         recipe: as it was asked for.

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from client import control, devices
+from client.begun import Begun
 from client.data.cohort import Cohort
 from client.dp.training import RoundSeeds
 from client.kept import Kept
@@ -91,19 +92,23 @@ class SiteSetup:
         """What was made from patients before this training and goes into it."""
         return self.initial if self.pool is None else (*self.initial, self.pool.source)
 
+    def counted(self, unit: Unit) -> LedgerCohort:
+        """The cohort as its ledger knows it. It stays at the site: a patient is the largest."""
+        counts = np.bincount(self.cohort.patients)
+        return LedgerCohort(
+            fingerprint=fingerprint_of(self.patient_hashes),
+            unit=unit,
+            images_per_patient=int(counts.max()) if unit is Unit.image else 1,
+            patient_hashes=self.patient_hashes,
+        )
+
     def open_ledger(self, unit: Unit) -> Ledger | BookedLedger:
         """The cohort's ledger, verified.
 
         Raises:
             LedgerError: if it cannot be opened or trusted.
         """
-        counts = np.bincount(self.cohort.patients)
-        about = LedgerCohort(
-            fingerprint=fingerprint_of(self.patient_hashes),
-            unit=unit,
-            images_per_patient=int(counts.max()) if unit is Unit.image else 1,
-            patient_hashes=self.patient_hashes,
-        )
+        about = self.counted(unit)
         if self.book is not None:
             return LedgerBook.at(self.book).open_booked(about)
         return Ledger.open(
@@ -301,10 +306,26 @@ class Site:
         if lost or reservation.state is State.abandoned:
             raise BadRequest("what was trained is lost or given up, and cannot be had again")
         if not duty.stored.is_file():
-            self._train_and_store(duty, request, training)
+            seeds = self._draws(duty, request, fresh=reservation.fresh)
+            self._train_and_store(duty, request, training, seeds)
         if reservation.state is State.reserved:
             ledger.commit(duty.request_id)
         return Kept.read(duty.stored)
+
+    def _draws(self, duty: _Duty, request: TrainRequest, *, fresh: bool) -> RoundSeeds:
+        """Randomness of a duty: fresh for a fresh entry of the ledger, else what it began with."""
+        seeds = self._round_seeds(request.round, duty.seeds)
+        if seeds.repeatable:
+            return seeds
+        path = Begun.beside(duty.stored)
+        if fresh:
+            begun = Begun.with_draws(request, seeds)
+            begun.write(path)
+            return begun.seeds
+        known = Begun.read(path)
+        if known is None or not known.is_of(request):
+            raise BadRequest("begun with another request, or what it began with is lost")
+        return known.seeds
 
     def _around(self) -> Surroundings:
         setup = self._setup
@@ -341,8 +362,9 @@ class Site:
             raise ModelMismatch(str(error)) from error
         return self._training
 
-    def _train_and_store(self, duty: _Duty, request: TrainRequest, training: LocalTraining) -> None:
-        seeds = self._round_seeds(request.round, duty.seeds).fixed()
+    def _train_and_store(
+        self, duty: _Duty, request: TrainRequest, training: LocalTraining, seeds: RoundSeeds
+    ) -> None:
         cohort = units(self._setup.cohort, request.recipe.unit)
         shift, self._shift = self._shift, {}  # a site that waits for its next round needs none
         added = {name: torch.from_numpy(value) for name, value in shift.items()}
@@ -363,6 +385,7 @@ class Site:
             control=control.following(request, released, shift),
             local={name: weights[name] for name in weights.keys() - released.keys()},
         ).write(duty.stored)
+        Begun.beside(duty.stored).unlink(missing_ok=True)
 
     def _start_over(self, request: TrainRequest) -> None:
         """Bring the model back to where the round begins, and free what the attempt had taken."""

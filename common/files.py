@@ -6,6 +6,25 @@ import os
 import tempfile
 from pathlib import Path
 
+from common.errors import UsageError
+
+
+def check_out(option: str, path: Path | None) -> None:
+    """Hold a file that is to be written after long work to what can be seen before it.
+
+    Raises:
+        UsageError: Its folder is not there or may not be written, or it is a folder itself.
+    """
+    if path is None:
+        return
+    folder = path.absolute().parent
+    if not folder.is_dir():
+        raise UsageError(f"{option}={path}: no such folder")
+    if path.is_dir():
+        raise UsageError(f"{option}={path}: is a folder; name a file")
+    if not os.access(folder, os.W_OK):
+        raise UsageError(f"{option}={path}: the folder may not be written")
+
 
 def write_atomically(path: Path, content: bytes | str, *, mode: int = 0o644) -> None:
     """Write ``content`` under a temporary name beside ``path``, flush it to disk, then move it.

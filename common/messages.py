@@ -16,6 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from common.config import ClippingKind, EngineName, Personal, Precision
+from common.config.privacy import LARGEST_NORM, SMALLEST_NORM
+from common.config.training import LARGEST_RATE
 
 Weights = dict[str, NDArray[np.float32]]
 
@@ -161,11 +163,11 @@ class Recipe:
             0 < self.delta < 1,
             0 < self.sampling_rate <= 1,
             self.steps >= 1,
-            0 < self.max_grad_norm < math.inf,
+            SMALLEST_NORM <= self.max_grad_norm <= LARGEST_NORM,
             0 <= self.noise_multiplier < math.inf,
             self.images_per_patient >= 1,
             self.optimizer in {"sgd", "adam"},
-            0 < self.learning_rate < math.inf,
+            0 < self.learning_rate <= LARGEST_RATE,
             self.physical_batch >= 1,
             self.clipping in {kind.value for kind in ClippingKind},
             self.engine in {name.value for name in EngineName},

@@ -5,6 +5,7 @@ The only module that knows of Hydra and OmegaConf.
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import dataclasses
 import difflib
@@ -44,7 +45,9 @@ def load(overrides: Sequence[str] = (), *, primary: str = "config") -> Config:
     try:
         with hydra.initialize_config_module("configs", version_base="1.3"):
             return _to_config(hydra.compose(primary, overrides=[_opened(o) for o in overrides]))
-    except (HydraException, OmegaConfBaseException) as error:
+    except UsageError:
+        raise
+    except (HydraException, OmegaConfBaseException, ValueError) as error:
         raise _usage_error(error) from error
 
 
@@ -79,6 +82,11 @@ def run(
         except Exception as error:  # raised here, it would look like one of Hydra's
             errors.append(error)
 
+    flags = _flags(arguments)
+    asked = {name for name, value in vars(flags).items() if value}
+    if flags.cfg == "job" and asked <= {"cfg", "overrides"}:  # Hydra would show Python objects
+        print(dump_yaml(load(flags.overrides, primary=primary)), end="")
+        return 0
     decorate = hydra.main(config_path="pkg://configs", config_name=primary, version_base="1.3")
     saved, full_error = sys.argv, os.environ.get("HYDRA_FULL_ERROR")
     os.environ["HYDRA_FULL_ERROR"] = "1"
@@ -101,23 +109,27 @@ def run(
 
 
 def _in_order(arguments: Sequence[str], *more: str) -> list[str]:
-    """Overrides before flags, as argparse wants them; flags are checked.
+    """Overrides before flags, as argparse wants them."""
+    overrides = [word for word in arguments if word[:1] != "-" and ("=" in word or word[0] == "~")]
+    flags = [word for word in arguments if word not in overrides]
+    return [*map(_opened, overrides), *more, *flags]
+
+
+def _flags(arguments: Sequence[str]) -> argparse.Namespace:
+    """What Hydra's parser makes of the command line; without ``cfg`` where it asks for help.
 
     Raises:
         UsageError: for an unknown flag, in one line and not in argparse's.
     """
-    overrides = [word for word in arguments if word[:1] != "-" and ("=" in word or word[0] == "~")]
-    flags = [word for word in arguments if word not in overrides]
-    ordered = [*map(_opened, overrides), *more, *flags]
     said = io.StringIO()
     try:
         with contextlib.redirect_stderr(said), contextlib.redirect_stdout(said):
-            get_args_parser().parse_args(ordered)
+            return get_args_parser().parse_args(_in_order(arguments))
     except SystemExit as end:
         if end.code:
             complaint = said.getvalue().rpartition("error: ")[2].strip()
             raise UsageError(f"{complaint}; see fedward simulate --help") from None
-    return ordered
+    return argparse.Namespace(cfg=None)
 
 
 def _opened(override: str) -> str:

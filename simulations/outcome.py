@@ -6,7 +6,6 @@ import json
 import math
 import platform
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from datetime import UTC, datetime
 from importlib.metadata import version
 from typing import Any
@@ -23,7 +22,7 @@ from common.messages import Recipe
 from common.models import weights_sha256
 from common.privacy import accountants
 from common.privacy.chain import Entry
-from common.privacy.events import Event, alone, rests_on_others
+from common.privacy.events import Event, alone, patient_level, rests_on_others
 from common.provenance import METADATA_KEY, dumps
 from common.scored import Scored
 from common.seeds import derive_seed
@@ -265,7 +264,6 @@ def _site_spend(
     setup = sites.setup(name)
     with setup.open_ledger(Unit(recipe.unit)) as ledger:
         events = ledger.events()
-        by_patient = ledger.statement(replace(setup.budget, delta=recipe.delta)).epsilon_patient
         own = _of_run(ledger.entries(), sites.run_dir.run_id.read_text().strip())
     accountant = accountants.build(recipe.accountant)
     epsilon = accountant.epsilon(events, recipe.delta)
@@ -278,8 +276,9 @@ def _site_spend(
     if rests_on_others(events):
         without_trust = [alone(event) for event in events]
         spend["epsilon_alone"] = _finite(accountant.epsilon(without_trust, recipe.delta))
-    if by_patient is not None:
-        spend["epsilon_patient"] = _finite(by_patient)
+    if (most := setup.counted(Unit(recipe.unit)).images_per_patient) > 1:
+        by_patient = [patient_level(event, most) for event in events]
+        spend["epsilon_patient"] = _finite(accountant.epsilon(by_patient, recipe.delta))
     if spend["epsilon"] is not None:
         rdp = accountants.build("rdp").epsilon(events, recipe.delta)
         spend["epsilon_rdp"] = _finite(rdp)

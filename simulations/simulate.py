@@ -44,11 +44,10 @@ def simulate(config: Config, listen: Listen | None = None) -> int:
         UsageError: for bad input; nothing of a new run's folder is left then.
     """
     run_dir, config, is_new = _open_run(config)
-    if run_dir.result.is_file():
-        state = EndState(json.loads(run_dir.result.read_text())["state"])
-        if state.has_model:
-            print(f"Nothing to do: {run_dir.path} has a result ({state}). {run_dir.report}")
-            return state.exit_code
+    state = _ended(run_dir)
+    if state is not None and state.has_model:
+        print(f"Nothing to do: {run_dir.path} has a result ({state}). {run_dir.report}")
+        return state.exit_code
     with (
         _only_user(run_dir),
         _clean_up(run_dir),
@@ -101,6 +100,11 @@ def _open_run(config: Config) -> tuple[RunDir, Config, bool]:
         run_dir = RunDir(path=config.resume.absolute())
         if not run_dir.config.is_file():
             raise UsageError(f"resume={config.resume}: not the folder of a run")
+        if not run_dir.run_id.is_file() or not run_dir.run_id.read_bytes().strip():
+            raise UsageError(
+                f"resume={config.resume}: has no {run_dir.run_id.name}, by which ledgers know the "
+                "run; begin anew in another folder"
+            )
         return run_dir, configs.read_yaml(run_dir.config), False
     stamp = datetime.now().astimezone().strftime("%Y-%m-%d_%H-%M-%S")
     name = re.sub(r"[^A-Za-z0-9._-]+", "-", f"{stamp}_{config.title}")
@@ -119,9 +123,25 @@ def _open_run(config: Config) -> tuple[RunDir, Config, bool]:
     except OSError as error:
         raise UsageError(f"run_dir={path}: {error.strerror}") from error
     run_dir = RunDir(path=path)
-    write_atomically(run_dir.config, configs.dump_yaml(config))
     write_atomically(run_dir.run_id, secrets.token_hex(8))
+    write_atomically(run_dir.config, configs.dump_yaml(config))  # last: it makes the folder a run
     return run_dir, config, True
+
+
+def _ended(run_dir: RunDir) -> EndState | None:
+    """How the run ended, if it has.
+
+    Raises:
+        UsageError: The result is damaged.
+    """
+    if not run_dir.result.exists():
+        return None
+    try:
+        return EndState(json.loads(run_dir.result.read_text())["state"])
+    except (OSError, ValueError, LookupError, TypeError) as error:
+        raise UsageError(
+            f"{run_dir.result}: damaged; remove it, and resume= makes it anew"
+        ) from error
 
 
 def _unused(path: Path) -> Path:

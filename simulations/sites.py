@@ -142,9 +142,9 @@ def dealt(
         study.records,
         val_fraction=data.val_fraction,
         test_fraction=data.test_fraction,
-        seed=config.seed if data.split_seed is None else data.split_seed,
+        seed=config.split_seed,
     )
-    seed = config.seed if config.partition.seed is None else config.partition.seed
+    seed = config.partition_seed
     shares = partition(split.train, config.partition, num_sites=num_sites, seed=seed)
     names = _file_names(shares)
     return study, split, {names[site]: records for site, records in shares.items()}
@@ -347,12 +347,13 @@ class SimulatedSites:
         return features_cache(self.config)
 
     def _run_seed(self) -> int:
-        """The run's seed; where ledgers outlive runs, one of this run alone.
+        """The seed of draws and noise; where ledgers outlive runs, one of this run alone.
 
         The same noise in two releases about one cohort would cancel, and their events in the
         ledger would not compose.
         """
-        seed = self.config.seed
+        own = self.config.simulation.noise_seed
+        seed = self.config.seed if own is None else own
         if self.config.simulation.ledger_dir is None:
             return seed
         return derive_seed(seed, self.run_dir.run_id.read_text().strip())

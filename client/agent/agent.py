@@ -290,7 +290,10 @@ class Agent:
 
     def _note_pin(self, pin: Pin, before: Pin) -> None:
         if pin.roster is None:
-            _log.warning("no roster can be used, secure sums are refused: %s", pin.problem)
+            policy = self._policy.current().policy
+            wanted = policy is None or policy.trust.shares_noise
+            level = logging.WARNING if wanted else logging.INFO
+            _log.log(level, "no roster can be used, secure sums are refused: %s", pin.problem)
         if pin.digest != before.digest:
             names = [] if pin.roster is None else list(pin.roster.names)
             self._audit.append(Kind.roster, {"roster": pin.digest, "hospitals": names})

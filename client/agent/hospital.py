@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 from dataclasses import dataclass, field
 
@@ -10,7 +11,7 @@ import torch
 from client import devices
 from client.agent.agent import Sums
 from client.agent.rules import Work
-from client.agent.site_file import SiteFile
+from client.agent.site_file import MADE_UP, SiteFile
 from client.classifier import SiteModel
 from client.data.cache import ImageCache
 from client.data.cohort import Cohort, load_cohort
@@ -22,7 +23,7 @@ from client.site import Site, SiteSetup
 from client.synthesis.site_generator import SiteGenerator
 from client.synthesis.source import Source, weights_source
 from common import models
-from common.config import AugmentMode, Config, Job
+from common.config import AugmentMode, Config, Job, StudyKind
 from common.errors import UsageError
 from common.generators.blueprint import Blueprint
 from common.messages import Weights
@@ -32,6 +33,8 @@ from common.privacy.cohort import fingerprint_of, patient_hashes
 from common.privacy.keys import SiteKey
 from common.secure_aggregation.roster import Roster
 from common.seeds import SystemSeeds, derive_seed
+
+_log = logging.getLogger("fedward.agent")
 
 # Nothing may be spent until a policy has said how much.
 _NOTHING = Budget(epsilon=sys.float_info.min, delta=1e-12)
@@ -78,6 +81,8 @@ def open_hospital(file: SiteFile) -> Hospital:
         raise UsageError(
             f"augment={config.augment.mode.value}: an agent cannot charge for synthetic images yet"
         )
+    if config.data.kind is StudyKind.phantom:
+        _log.warning("%s serves %s", file.name, MADE_UP)
     book = LedgerBook.at(file.ledgers)
     cohort, study, depth = _cohort(file, config, book.key.cohort_key)
     model, architecture = _model(config, study.task.num_outputs, depth)
@@ -129,7 +134,7 @@ def _cohort(file: SiteFile, config: Config, key: bytes) -> tuple[Cohort, Study, 
         study.records,
         val_fraction=config.data.val_fraction,
         test_fraction=config.data.test_fraction,
-        seed=config.seed,
+        seed=config.split_seed,
     )
     records = _own(split.train, file.records_of)
     data = config.data

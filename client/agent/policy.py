@@ -191,6 +191,7 @@ def _budget(given: Fields) -> Budget:
         accountant=(by or AccountantName.pld).value,
         unit=unit,
         epsilon_alone=given.number("epsilon_alone") if given.has("epsilon_alone") else math.inf,
+        adaptive=True,
     )
 
 

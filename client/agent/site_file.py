@@ -13,6 +13,7 @@ from common.config import Config, DeviceName, Job
 from common.errors import UsageError
 
 SCHEMA = "fedward.site/1"
+MADE_UP = "phantoms, made up: no patients"  # said of a site whose study is these
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -145,7 +145,8 @@ def read(file: SiteFile, *, last: int, authority: Path | None = None) -> SiteSta
         UsageError: The agent has never run here, or the authority's file is no certificate.
         LedgerError: The site's key cannot be read.
     """
-    if not (file.ledgers / KEY_NAME).exists():
+    has_run = (file.state / FILE_NAME).exists() or any(file.ledgers.glob("*.sqlite"))
+    if not (has_run and (file.ledgers / KEY_NAME).exists()):
         raise UsageError(f"{file.state}: no agent has run here yet")
     key = SiteKey.load(file.ledgers / KEY_NAME).public_key
     reading = policy_file.read(file.policy)

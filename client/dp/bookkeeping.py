@@ -16,7 +16,7 @@ from typing import cast
 from torch import nn
 
 from client.dp.operations import run
-from client.dp.patients import PatientBatch
+from client.dp.patients import PatientBatch, Patients
 from client.dp.recording import Layout, OnLayer, Recording
 from client.dp.scratch import Scratch
 from client.dp.weight import Weight
@@ -46,16 +46,17 @@ class Bookkeeper:
         return len(set(self._layout.layers.values()))
 
     @contextmanager
-    def recording(
-        self, batch: PatientBatch, on_layer: OnLayer | None = None
-    ) -> Iterator[Recording]:
+    def recording(self, batch: Patients, on_layer: OnLayer | None = None) -> Iterator[Recording]:
         """A forward and a backward pass of ``batch`` inside are recorded; then it is complete.
+
+        Of a patient in pieces, there may be one of each piece: their gradients add up.
 
         Raises:
             UsageError: (inside) if a weight is used in a way that is not covered.
         """
-        recording = Recording(batch, self._layout, on_layer, self._scratch)
-        if batch.num_patients == 1:  # the patient's gradient is the gradient
+        several = batch if isinstance(batch, PatientBatch) and batch.num_patients != 1 else None
+        recording = Recording(several, self._layout, on_layer, self._scratch)
+        if several is None:  # the patient's gradient is the gradient
             stand_ins = {p: p.detach().requires_grad_() for p in self._layout.names}
         else:
             stand_ins = {p: Weight.of(p, recording, run) for p in self._layout.names}
@@ -66,7 +67,7 @@ class Bookkeeper:
         finally:
             for module, key, parameter in self._places:
                 module._parameters[key] = parameter
-        if batch.num_patients == 1:
+        if several is None:
             for parameter, leaf in stand_ins.items():
                 recording.whole(parameter, leaf.grad)
         recording.finish()

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from client.dp.bookkeeping import Bookkeeper
 from client.dp.clipping import Clipping
-from client.dp.loss import ImageLosses, image_losses, patient_loss
-from client.dp.patients import PatientBatch
+from client.dp.loss import ImageLosses, add_gradients, image_losses
+from client.dp.patients import LargePatient, Patients
 from client.dp.tapes import Tape
 from common.config import Precision
 
@@ -24,11 +24,11 @@ Sums = Iterable[tuple[nn.Parameter, Tensor]]
 class Engine(Protocol):
     """Knows a model; clips the gradients of its trainable weights by patient."""
 
-    def clipped_sums(self, batch: PatientBatch, clipping: Clipping) -> Sums:
+    def clipped_sums(self, batch: Patients, clipping: Clipping) -> Sums:
         """Sum over patients of their clipped mean gradients, by weight.
 
         A patient whose gradient is not finite counts as zero: it would otherwise make the released
-        weights NaN, and with that be seen.
+        weights NaN, and with that be seen. Who comes in pieces is clipped once, as if held whole.
 
         Raises:
             UsageError: if the engine does not cover the model, the batch or the clipping.
@@ -54,7 +54,7 @@ class BookkeepingEngine:
         self._losses_of = losses_of
         self._keeper = Bookkeeper(model)
 
-    def clipped_sums(self, batch: PatientBatch, clipping: Clipping) -> Sums:
+    def clipped_sums(self, batch: Patients, clipping: Clipping) -> Sums:
         """See `Engine`."""
         by_layer = clipping.kind == "per_layer"
         if by_layer:
@@ -68,14 +68,16 @@ class BookkeepingEngine:
 
         for part in _parts(batch, by_layer=by_layer):
             with self._keeper.recording(part, take if by_layer else None) as recording:
-                loss = patient_loss(self._model, part, self._precision, self._losses_of)
-                loss.backward()
+                add_gradients(self._model, part, self._precision, self._losses_of)
             take(recording.tapes)
         return sums.items()
 
 
-def _parts(batch: PatientBatch, *, by_layer: bool) -> Iterator[PatientBatch]:
+def _parts(batch: Patients, *, by_layer: bool) -> Iterator[Patients]:
     """Patients with alike numbers of images, as many at a time as is best."""
+    if isinstance(batch, LargePatient):
+        yield batch
+        return
     on_cpu = batch.images.device.type == "cpu"
     for alike in batch.alike():
         yield from alike.parts(_AT_ONCE if by_layer and on_cpu else alike.num_patients)

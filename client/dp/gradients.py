@@ -18,16 +18,16 @@ from torch.optim import Optimizer
 
 from client.dp.clipping import Clipping
 from client.dp.engine import Engine, Sums
-from client.dp.loss import ImageLosses, image_losses, patient_loss
+from client.dp.loss import ImageLosses, add_gradients, image_losses
 from client.dp.noise import SystemNoise
-from client.dp.patients import PatientBatch
+from client.dp.patients import Patients
 from common.config import Precision
 
 
 class StepGradient(Protocol):
     """Takes one optimiser step from the batches of one logical step."""
 
-    def step(self, batches: Iterable[PatientBatch]) -> None:
+    def step(self, batches: Iterable[Patients]) -> None:
         """Use every batch, then update the weights once. No batch at all is a step as well."""
         ...
 
@@ -50,12 +50,17 @@ class PlainStep:
         self._precision = precision
         self._losses_of = losses_of
 
-    def step(self, batches: Iterable[PatientBatch]) -> None:
+    def step(self, batches: Iterable[Patients]) -> None:
         """See `StepGradient`; without a batch the gradient is zero."""
         self._optimizer.zero_grad(set_to_none=True)
         for batch in batches:
-            loss = patient_loss(self._model, batch, self._precision, self._losses_of)
-            (loss / self._expected_patients).backward()
+            add_gradients(
+                self._model,
+                batch,
+                self._precision,
+                self._losses_of,
+                divisor=self._expected_patients,
+            )
         for parameter in self._model.parameters():
             if parameter.requires_grad and parameter.grad is None:
                 parameter.grad = torch.zeros_like(parameter)
@@ -126,7 +131,7 @@ class PrivateStep:
         self._clipping = clipping
         self._optimizer = optimizer
 
-    def step(self, batches: Iterable[PatientBatch]) -> None:
+    def step(self, batches: Iterable[Patients]) -> None:
         """See `StepGradient`; without a batch the step is noise alone."""
         self._optimizer.begin()
         for batch in batches:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from client import devices
 from client.data.augmentation import Augmentation
 from client.data.cohort import Cohort
-from client.dp.patients import PatientBatch
+from client.dp.patients import LargePatient, PatientBatch, Patients
 from common.config import AugmentationConfig
 from common.messages import Recipe
 
@@ -49,6 +49,10 @@ class Loader:
     """Makes batches of whole patients out of a cohort's images, where ``generator`` draws.
 
     Images in [0, 1] are changed at random and spread over [-1, 1]; features stay as they are.
+
+    Guarantees:
+        No batch has more than ``most_images`` images, views counted, whoever is drawn: else a
+        round would run out of memory, for all to see, if a patient with many of them is.
     """
 
     cohort: Cohort
@@ -77,16 +81,27 @@ class Loader:
             generator=devices.generator_on(device, seed),
         )
 
-    def batches(self, chosen: list[NDArray[np.int64]]) -> Iterator[PatientBatch]:
-        """Up to ``most_images`` images, views counted, but at least one patient at a time."""
+    def batches(self, chosen: list[NDArray[np.int64]]) -> Iterator[Patients]:
+        """As many patients at a time as fit; who does not fit alone, to be taken in pieces."""
         group: list[NDArray[np.int64]] = []
         for images in chosen:
             if group and (sum(map(len, group)) + len(images)) * self.views > self.most_images:
                 yield self._batch(group)
                 group = []
-            group.append(images)
+            if len(images) * self.views > self.most_images:
+                yield self._large(images)
+            else:
+                group.append(images)
         if group:
             yield self._batch(group)
+
+    def _large(self, images: NDArray[np.int64]) -> LargePatient:
+        one_view = replace(self, views=1)
+        return LargePatient(
+            rows=np.repeat(images, self.views),
+            at_once=self.most_images,
+            draw=lambda rows: one_view._batch([rows]),
+        )
 
     def _batch(self, group: list[NDArray[np.int64]]) -> PatientBatch:
         rows = np.concatenate(group)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from client.dp.patients import PatientBatch
+from client.dp.patients import PatientBatch, Patients
 from client.dp.weight import Weight
 from common.config import Precision
 from common.errors import UsageError
@@ -53,3 +53,21 @@ def patient_loss(
         raise UsageError("private training does not cover this model: its output is not by image")
     losses = losses_of(logits.float() if half else logits, batch.labels)
     return (losses * batch.image_weights()).sum()
+
+
+def add_gradients(
+    model: nn.Module,
+    patients: Patients,
+    precision: Precision = Precision.fp32,
+    losses_of: ImageLosses = image_losses,
+    *,
+    divisor: float = 1.0,
+) -> None:
+    """Add to the weights' gradients those of `patient_loss`, divided; piece by piece if need be.
+
+    Raises:
+        UsageError: if the model's output is not by image.
+    """
+    for piece, share in patients.pieces():
+        loss = patient_loss(model, piece, precision, losses_of)
+        (loss * share / divisor).backward()

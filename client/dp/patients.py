@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from client import devices
@@ -46,6 +48,14 @@ class PatientBatch:
         """(n,) one over the number of images of the same patient."""
         counts = torch.bincount(self.patients, minlength=self.num_patients)
         return 1.0 / counts[self.patients].to(self.images.dtype)
+
+    def pieces(self) -> Iterator[tuple[PatientBatch, float]]:
+        """The batch, which is held whole; see `LargePatient.pieces`."""
+        yield self, 1.0
+
+    def changed(self, change: Callable[[PatientBatch], PatientBatch]) -> PatientBatch:
+        """As ``change`` makes it; see `LargePatient.changed`."""
+        return change(self)
 
     def alike(self) -> Iterator[PatientBatch]:
         """The same patients, in batches where none has twice as many images as another.
@@ -100,3 +110,38 @@ class PatientBatch:
         side = values.new_zeros((self.num_patients, int(counts.max()), *values.shape[1:]))
         side[self.patients, slot] = values
         return side.flatten(1, 2)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class LargePatient:
+    """One patient with more images than are held at once (private).
+
+    Attributes:
+        rows: (n,) where the patient's images are; each as often as it has views.
+        at_once: so many are held.
+        draw: makes a batch of the patient alone from some of ``rows``; what is random about it
+            is drawn anew each time.
+    """
+
+    rows: NDArray[np.int64]
+    at_once: int
+    draw: Callable[[NDArray[np.int64]], PatientBatch]
+
+    def pieces(self) -> Iterator[tuple[PatientBatch, float]]:
+        """Batches that hold the images in turn, and the share of each in all of them."""
+        for start in range(0, len(self.rows), self.at_once):
+            rows = self.rows[start : start + self.at_once]
+            yield self.draw(rows), len(rows) / len(self.rows)
+
+    def changed(self, change: Callable[[PatientBatch], PatientBatch]) -> LargePatient:
+        """With each piece as ``change`` makes it."""
+        return replace(self, draw=lambda rows: change(self.draw(rows)))
+
+    def parts(self, num_patients: int) -> Iterator[LargePatient]:
+        """The patient, who is one."""
+        del num_patients
+        yield self
+
+
+# What a step is made of.
+Patients = PatientBatch | LargePatient

@@ -53,25 +53,23 @@ class Recording:
     """Collects what operations on weights hand in, until the backward pass is over.
 
     Args:
-        batch: the images, and whose they are.
+        batch: the images, and whose they are; none of one patient alone, see `whole`.
         layout: of the model.
         on_layer: if given, it takes each layer's tapes and none is kept.
         scratch: memory for tapes that ``on_layer`` takes.
 
     Attributes:
-        num_images: n, of the batch.
         tapes: by weight, complete once `finish` was called; empty with ``on_layer``.
     """
 
     def __init__(
         self,
-        batch: PatientBatch,
+        batch: PatientBatch | None,
         layout: Layout,
         on_layer: OnLayer | None = None,
         scratch: Scratch | None = None,
     ) -> None:
         self._batch = batch
-        self.num_images = len(batch.patients)
         self._layout = layout
         self._on_layer = on_layer
         self._scratch = scratch if on_layer is not None else None
@@ -82,6 +80,16 @@ class Recording:
         self._meetings: list[Meeting] = []
         self._settled: set[nn.Parameter] = set()
         self.tapes: dict[nn.Parameter, Tape] = {}
+
+    @property
+    def num_images(self) -> int:
+        """N, of the batch."""
+        return len(self._several.patients)
+
+    @property
+    def _several(self) -> PatientBatch:
+        assert self._batch is not None
+        return self._batch
 
     def name(self, parameter: nn.Parameter) -> str:
         """What the model calls a weight."""
@@ -108,13 +116,13 @@ class Recording:
     def product(self, parameter: nn.Parameter, a: Tensor, g: Tensor) -> None:
         """Take the factors a (n, T, d) and g (n, T, p) of each image's gradient g^T a."""
         factors = self._factors[parameter]
-        factors.append((self._batch.gather(_full(a)), self._batch.gather(_full(g))))
+        factors.append((self._several.gather(_full(a)), self._several.gather(_full(g))))
         if len(factors) == self._uses[parameter]:
             self._settle_product(parameter)
 
     def each(self, parameter: nn.Parameter, gradients: Tensor) -> None:
         """Take each image's gradient (n, ...); those of several uses add up."""
-        mine = self._batch.fold(_full(gradients))
+        mine = self._several.fold(_full(gradients))
         known = self._sums.get(parameter)
         self._sums[parameter] = mine if known is None else known + mine
         self._uses[parameter] -= 1
@@ -123,11 +131,11 @@ class Recording:
 
     def meet(self, value: Tensor, leaves: Mapping[nn.Parameter, Tensor], gradients: Tensor) -> None:
         """Take each image's gradient (n, ...) of ``value``; see `Meeting`."""
-        folded = self._batch.fold(_full(gradients))
+        folded = self._several.fold(_full(gradients))
         self._meetings.append(Meeting(value=value, leaves=leaves, gradients=folded))
 
     def whole(self, parameter: nn.Parameter, gradient: Tensor | None) -> None:
-        """Take the gradient of a batch of one patient."""
+        """Take the gradient of one patient alone."""
         if gradient is not None:
             self._settle(parameter, KeptTape(gradient.unsqueeze(0)))
 

@@ -31,19 +31,28 @@ class RoundSeeds:
 
     Attributes:
         sampling: who is drawn, and how images are changed.
-        noise: what is added.
+        noise: what is added, in a simulation.
+        key: 32 bytes that a hospital's noise follows from, where ``noise`` is ``None``.
     """
 
     sampling: int | None
     noise: int | None
+    key: bytes | None = field(default=None, repr=False)
+
+    @property
+    def repeatable(self) -> bool:
+        """Whether who trains again draws the same patients and the same noise."""
+        return self.sampling is not None and (self.noise is not None or self.key is not None)
 
     def fixed(self) -> RoundSeeds:
-        """With a seed for the draws in any case: who trains again draws the same patients.
+        """Repeatable in any case.
 
-        Attempts that fail by what was drawn, and draw anew, would not be Poisson sampling.
+        Attempts that fail by what was drawn, and draw anew, would not be Poisson sampling; attempts
+        that fail by their noise would be as many looks at the patients.
         """
         drawn = secrets.randbits(128) if self.sampling is None else self.sampling
-        return replace(self, sampling=drawn)
+        key = secrets.token_bytes(32) if self.noise is None and self.key is None else self.key
+        return replace(self, sampling=drawn, key=key)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -83,7 +92,7 @@ def train_round(trainee: Trainee, cohort: Cohort, recipe: Recipe, seeds: RoundSe
     trainee.model.train()
     rng = np.random.default_rng(seeds.sampling)
     mixture = Mixture.of(recipe, cohort, trainee.pool)
-    step = _step_gradient(trainee, recipe, mixture, seeds.noise)
+    step = _step_gradient(trainee, recipe, mixture, seeds)
     seed = int(rng.integers(2**63))
     device = devices.of(trainee.model)
     loader = Loader.of(cohort, recipe, trainee.augmentation, trainee.most_images, seed, device)
@@ -101,7 +110,7 @@ def train_round(trainee: Trainee, cohort: Cohort, recipe: Recipe, seeds: RoundSe
 
 
 def _step_gradient(
-    trainee: Trainee, recipe: Recipe, mixture: Mixture, noise_seed: int | None
+    trainee: Trainee, recipe: Recipe, mixture: Mixture, seeds: RoundSeeds
 ) -> StepGradient:
     parameters = [p for p in trainee.model.parameters() if p.requires_grad]
     optimizer: torch.optim.Optimizer
@@ -113,7 +122,7 @@ def _step_gradient(
                 parameters, lr=recipe.learning_rate, momentum=recipe.momentum, fused=True
             )
     correct(optimizer, trainee.model, proximal_mu=recipe.proximal_mu, shift=trainee.shift)
-    return step_of(trainee, optimizer, recipe, mixture.expected, noise_seed)
+    return step_of(trainee, optimizer, recipe, mixture.expected, seeds)
 
 
 def step_of(
@@ -121,7 +130,7 @@ def step_of(
     optimizer: torch.optim.Optimizer,
     recipe: Recipe,
     expected: float,
-    noise_seed: int | None,
+    seeds: RoundSeeds,
 ) -> StepGradient:
     """What takes the steps of a round.
 
@@ -131,7 +140,7 @@ def step_of(
         recipe: says whether and how gradients are clipped, and how much noise is added.
         expected: what sums over a step are divided by: the expected number of patients, and of
             whatever else joins a step like one (public).
-        noise_seed: of the noise; if ``None`` the operating system's entropy is used.
+        seeds: of the noise.
 
     Raises:
         TypeError: if the recipe is private, and there is no engine.
@@ -152,9 +161,9 @@ def step_of(
         max_grad_norm=recipe.max_grad_norm,
         expected_batch_size=expected,  # pyright: ignore[reportArgumentType]
     )
-    if noise_seed is None:
-        private.system_noise = SystemNoise()
+    if seeds.noise is None:
+        private.system_noise = SystemNoise(seeds.key)
     else:
-        private.generator = devices.generator_on(devices.of(trainee.model), noise_seed)
+        private.generator = devices.generator_on(devices.of(trainee.model), seeds.noise)
     clipping = Clipping(kind=recipe.clipping, max_grad_norm=recipe.max_grad_norm)
     return PrivateStep(trainee.engine, clipping, private)

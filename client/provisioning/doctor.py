@@ -12,11 +12,12 @@ from pathlib import Path
 
 from client.agent import approval, gate_file, pinned, policy_file, site_file
 from client.agent.policy import Policy
-from client.agent.site_file import SiteFile
+from client.agent.site_file import MADE_UP, SiteFile
 from client.provisioning import home as homes
 from client.provisioning.home import Home
 from common import machine
 from common.checkup import Finding, fail, ok, warn
+from common.config import StudyKind
 from common.errors import FedwardError, UsageError
 from common.exchange import in_groups
 from common.unix_user import UnixUser
@@ -128,10 +129,14 @@ def _decisions(home: Home, *, data: bool) -> list[Finding]:
     found: list[Finding] = []
     try:
         file = site_file.read(home.site_file)
-        study = file.config().data.name
+        data_config = file.config().data
     except FedwardError as error:
         return [fail("site.yaml", str(error), f"edit {home.site_file}")]
+    study = data_config.name
     found.append(ok("site.yaml", f"{file.name}, study {study}"))
+    if data_config.kind is StudyKind.phantom:
+        remedy = f"name the study in {home.site_file}: settings, experiment=NAME"
+        found.append(warn("study", MADE_UP, remedy))
     if reading.policy is None:
         found.append(fail("policy", reading.problem, "until then the agent refuses everything"))
     elif study not in reading.policy.studies:

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
 
+import configs
 from client.agent import pinned, policy
 from client.provisioning import home as homes
 from client.provisioning import node_key
@@ -40,8 +41,13 @@ def set_up(path: Path, join: JoinFile, settings: Settings, *, overrides: Sequenc
         overrides: the study and the model that the consortium agreed on.
 
     Raises:
-        UsageError: There is something, or it cannot be made.
+        UsageError: There is something, it cannot be made, or there are no such settings.
     """
+    for setting in overrides:
+        name, equals, _ = setting.partition("=")
+        if not (equals and name):
+            raise UsageError(f"--set {setting}: must be KEY=VALUE")
+    configs.load(overrides)
     home = Home(path=templates.plain_path("home", path))
     for socket in (home.agent_socket, home.gate_socket):
         if len(str(socket)) > _SOCKET_BYTES:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
+from functools import partial
 from itertools import chain
 
 import numpy as np
@@ -121,7 +122,7 @@ def train_gan_round(trainee: GanTrainee, cohort: Cohort, recipe: Recipe, seeds: 
         ),
         recipe,
         expected,
-        seeds.noise,
+        seeds,
     )
     rng = np.random.default_rng(seeds.sampling)
     seed = int(rng.integers(2**63))
@@ -131,8 +132,9 @@ def train_gan_round(trainee: GanTrainee, cohort: Cohort, recipe: Recipe, seeds: 
     forger = _Forger(trainee, devices.generator_on(device, int(rng.integers(2**63))))
     draws = PoissonDraws(cohort, recipe, rng)
     num_fakes = max(1, round(expected))
+    as_real = partial(_real, generator=loader.generator)
     for number in range(1, recipe.steps + 1):
-        real = (_real(batch, loader.generator) for batch in loader.batches(draws.draw()))
+        real = (batch.changed(as_real) for batch in loader.batches(draws.draw()))
         step.step(chain(real, forger.fakes(num_fakes, loader.most_images)))
         if number % trainee.settings.steps_per_generator_step == 0:
             forger.step()

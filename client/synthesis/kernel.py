@@ -84,7 +84,7 @@ def train_kernel_round(
         torch.optim.SGD([model.moments], lr=1.0 / recipe.steps),
         recipe,
         recipe.sampling_rate * cohort.num_patients,
-        seeds.noise,
+        seeds,
     )
     rng = np.random.default_rng(seeds.sampling)
     seed = int(rng.integers(2**63))

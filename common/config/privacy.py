@@ -9,6 +9,9 @@ from enum import Enum
 from common.config.check import require, require_positive
 from common.errors import UsageError
 
+# Beyond these, 32 bits no longer hold what clipping promises.
+SMALLEST_NORM, LARGEST_NORM = 1e-6, 1e6
+
 
 class Mechanism(Enum):
     """How a site's update is made private."""
@@ -87,6 +90,12 @@ class PrivacyConfig:
     def __post_init__(self) -> None:
         for name in ("epsilon", "noise_multiplier", "max_grad_norm"):
             require_positive(f"privacy.{name}", getattr(self, name))
+        require(
+            SMALLEST_NORM <= self.max_grad_norm <= LARGEST_NORM,
+            "privacy.max_grad_norm",
+            self.max_grad_norm,
+            f"must lie between {SMALLEST_NORM:g} and {LARGEST_NORM:g}",
+        )
         if self.budget is not None and self.budget != math.inf:
             require_positive("privacy.budget", self.budget)
         for site, budget in self.caps().items():

@@ -56,6 +56,16 @@ class Config:
             self._check_secure()
 
     @property
+    def split_seed(self) -> int:
+        """Draws validation and test patients: ``data.split_seed``, or the run's."""
+        return self.seed if self.data.split_seed is None else self.data.split_seed
+
+    @property
+    def partition_seed(self) -> int:
+        """Draws who goes to which simulated hospital: ``partition.seed``, or the run's."""
+        return self.seed if self.partition.seed is None else self.partition.seed
+
+    @property
     def learning_rate(self) -> float:
         """Of the hospitals' optimiser."""
         if self.training.learning_rate is not None:

@@ -33,6 +33,9 @@ class SimulationConfig:
 
     With ``ledger_dir`` a hospital's ledgers are in ``ledger_dir/SITE`` and outlive the run, so that
     a later run on the same patients starts with what was spent; without it each run has its own.
+
+    With ``noise_seed`` the hospitals' draws and noise follow from it and not from the run's seed:
+    of several runs on the same patients whose results are all told, each needs one of its own.
     """
 
     cpus_per_site: float = 1.0
@@ -41,9 +44,12 @@ class SimulationConfig:
     open_sites: int = 16
     ledger_dir: Path | None = None
     ray_address: str | None = None
+    noise_seed: int | None = None
 
     def __post_init__(self) -> None:
         require_positive("simulation.cpus_per_site", self.cpus_per_site)
         gpus = self.gpus_per_site
         require(gpus is None or gpus >= 0, "simulation.gpus_per_site", gpus, "at least 0")
+        seed = self.noise_seed
+        require(seed is None or seed >= 0, "simulation.noise_seed", seed, "at least 0")
         require(self.open_sites >= 1, "simulation.open_sites", self.open_sites, "at least 1")

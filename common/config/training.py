@@ -7,6 +7,8 @@ from enum import Enum
 
 from common.config.check import require, require_positive
 
+LARGEST_RATE = 1e6
+
 
 class Precision(Enum):
     """Of forward and backward passes; norms, sums, noise and weights are always 32 bits."""
@@ -70,6 +72,12 @@ class TrainingConfig:
 
     def __post_init__(self) -> None:
         require_positive("training.learning_rate", self.learning_rate)
+        require(
+            (self.learning_rate or 0.0) <= LARGEST_RATE,
+            "training.learning_rate",
+            self.learning_rate,
+            f"must be at most {LARGEST_RATE:g}",
+        )
         require_positive("training.memory_gb", self.memory_gb)
         require(
             self.optimizer in {"sgd", "adam"}, "training.optimizer", self.optimizer, "sgd or adam"

@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from common.config import Unit
-from common.errors import BudgetExceeded
+from common.errors import BudgetExceeded, LedgerError
 from common.privacy.budget import Budget
 from common.privacy.chain import Entry, State
 from common.privacy.cohort import fingerprint_of, patient_hashes
@@ -78,27 +78,37 @@ class LedgerBook:
 
     def open_cohort(self, cohort: Cohort) -> Ledger:
         """The ledger of exactly this cohort."""
-        name = f"{cohort.fingerprint[:24]}.sqlite"
-        return Ledger.open(
-            self.folder / name,
-            cohort=cohort.fingerprint,
-            unit=cohort.unit,
-            images_per_patient=cohort.images_per_patient,
-            patient_hashes=cohort.patient_hashes,
-            key=self.key,
+        path = self.folder / _file_name(cohort)
+        with _naming(path):
+            return Ledger.open(
+                path,
+                cohort=cohort.fingerprint,
+                unit=cohort.unit,
+                images_per_patient=cohort.images_per_patient,
+                patient_hashes=cohort.patient_hashes,
+                key=self.key,
+            )
+
+    def cohorts(self) -> tuple[Cohort, ...]:
+        """What each ledger of this book is about.
+
+        Raises:
+            LedgerError: A ledger is gone, damaged or not this site's; the words name its file.
+        """
+        files = [*self.folder.glob("*.sqlite"), *self.folder.glob("*.head")]
+        return tuple(
+            self._cohort(path) for path in sorted({file.with_suffix(".sqlite") for file in files})
         )
 
     def overlapping(self, cohort: Cohort) -> tuple[Cohort, ...]:
         """Every other cohort of this site that shares a patient with ``cohort``."""
         patients = set(cohort.patient_hashes)
-        found: list[Cohort] = []
-        for path in sorted(self.folder.glob("*.sqlite")):
-            other = read_cohort(path, self.key)
-            if other is None or other.fingerprint == cohort.fingerprint:
-                continue
-            if patients.intersection(other.patient_hashes):
-                found.append(other)
-        return tuple(found)
+        return tuple(
+            other
+            for other in self.cohorts()
+            if other.fingerprint != cohort.fingerprint
+            and patients.intersection(other.patient_hashes)
+        )
 
     def num_known(self, patient_ids: Iterable[str]) -> int:
         """How many of these patients a ledger of this book is about.
@@ -106,11 +116,15 @@ class LedgerBook:
         Raises:
             LedgerError: A ledger cannot be read.
         """
-        known: set[str] = set()
-        for path in sorted(self.folder.glob("*.sqlite")):
-            cohort = read_cohort(path, self.key)
-            known.update(cohort.patient_hashes if cohort else ())
+        known = {patient for cohort in self.cohorts() for patient in cohort.patient_hashes}
         return len(known.intersection(patient_hashes(patient_ids, self.key.cohort_key)))
+
+    def _cohort(self, path: Path) -> Cohort:
+        with _naming(path):
+            cohort = read_cohort(path, self.key)
+            if path.name != _file_name(cohort):
+                raise LedgerError("the ledger is about another cohort than its name says")
+        return cohort
 
     @contextmanager
     def exclusive(self) -> Generator[None]:
@@ -146,27 +160,30 @@ class BookedLedger:
     def reserve(
         self, *, request_id: str, events: Sequence[Event], purpose: str, budget: Budget
     ) -> Reservation:
-        """As `Ledger.reserve`, within the cap of every overlapping cohort too."""
-        charged: list[Ledger] = []
-        foreign_id = f"{self.own.cohort.fingerprint}:{request_id}"
+        """As `Ledger.reserve`, within the cap of every overlapping cohort too.
+
+        What this cohort's ledger holds already was granted before: it is given again, and charged
+        to an overlapping cohort that lacks it whatever its cap.
+        """
+        charged: list[tuple[Ledger, str]] = []
         with self.book.exclusive(), self._others() as others:
+            granted = any(entry.request_id == request_id for entry in self.own.entries())
             try:
                 for other in others:
-                    reservation = other.reserve(
-                        request_id=foreign_id,
-                        events=[_as_seen(event, self.own.cohort, other.cohort) for event in events],
-                        purpose=purpose,
-                        budget=replace(budget, unit=other.cohort.unit),
-                        origin=self.own.cohort.fingerprint,
+                    if granted:
+                        _copy(source=self.own, target=other)
+                        continue
+                    reservation = _Charges.between(self.own.cohort, other).reserve(
+                        request_id=request_id, events=events, purpose=purpose, budget=budget
                     )
                     if reservation.fresh:
-                        charged.append(other)
+                        charged.append((other, reservation.request_id))
                 return self.own.reserve(
                     request_id=request_id, events=events, purpose=purpose, budget=budget
                 )
             except BudgetExceeded:
-                for other in charged:
-                    other.abandon(foreign_id, "an overlapping cohort refused; no data read")
+                for other, attempt in charged:
+                    other.abandon(attempt, "an overlapping cohort refused; no data read")
                 raise
 
     def commit(self, request_id: str, events: Sequence[Event] | None = None) -> Reservation:
@@ -200,10 +217,14 @@ class BookedLedger:
         return self.own.entries()
 
     def catch_up(self) -> None:
-        """Bring in what was done on overlapping cohorts before this one knew of it."""
+        """Charge this cohort with the work on those that overlap, and these with its own.
+
+        Only what is not charged yet: work done before one of them was known, or cut off by a crash.
+        """
         with self._others() as others:
             for other in others:
                 _copy(source=other, target=self.own)
+                _copy(source=self.own, target=other)
 
     def _mirror_ends(self) -> None:
         with self._others() as others:
@@ -223,33 +244,95 @@ class BookedLedger:
                 ledger.close()
 
 
-def _as_seen(event: Event, source: Cohort, target: Cohort) -> Event:
-    if source.unit is Unit.image and target.unit is Unit.patient:
-        return patient_level(event, source.images_per_patient)
-    return event
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Charges:
+    """What one ledger holds of the work on another cohort that overlaps with its own.
+
+    A charge that was given back counts nothing and stays closed. If the same work is granted later,
+    another attempt at it is charged, under an id of its own.
+
+    Attributes:
+        source: The cohort that is worked on.
+        target: The ledger that is charged.
+        attempts: By the request's id in the source's ledger, the target's entries, in order.
+    """
+
+    source: Cohort
+    target: Ledger
+    attempts: dict[str, list[Entry]]
+
+    @classmethod
+    def between(cls, source: Cohort, target: Ledger) -> _Charges:
+        """The charges as they stand in ``target`` now."""
+        attempts: dict[str, list[Entry]] = {}
+        for entry in target.entries():
+            if entry.origin == source.fingerprint:
+                name = entry.request_id.removeprefix(source.fingerprint)
+                attempts.setdefault(name.partition(":")[2], []).append(entry)
+        return cls(source=source, target=target, attempts=attempts)
+
+    def counted(self, request_id: str) -> Entry | None:
+        """The one charge for this request that counts, if there is one: the last attempt."""
+        attempts = self.attempts.get(request_id)
+        return attempts[-1] if attempts and attempts[-1].state is not State.abandoned else None
+
+    def reserve(
+        self, *, request_id: str, events: Sequence[Event], purpose: str, budget: Budget
+    ) -> Reservation:
+        """As `Ledger.reserve` by the terms of the target; what counts already is given again."""
+        there = self.counted(request_id)
+        return self.target.reserve(
+            request_id=there.request_id if there else self._next_id(request_id),
+            events=self._seen(events),
+            purpose=purpose,
+            budget=replace(budget, unit=self.target.cohort.unit),
+            origin=self.source.fingerprint,
+        )
+
+    def follow(self, entry: Entry) -> None:
+        """Charge what ``entry`` of the source's ledger says; repeating adds nothing."""
+        there = self.counted(entry.request_id)
+        if entry.state is State.abandoned:
+            if there is not None and there.state is State.reserved:
+                self.target.abandon(there.request_id, entry.reason)
+            return
+        charge = there or self.reserve(
+            request_id=entry.request_id,
+            events=entry.reserved,
+            purpose=entry.purpose,
+            budget=_NO_CAP,
+        )
+        if entry.state is State.committed and charge.state is State.reserved:
+            self.target.commit(charge.request_id, self._seen(entry.events))
+
+    def _next_id(self, request_id: str) -> str:
+        before = len(self.attempts.get(request_id, ()))
+        attempt = f"/{before + 1}" if before else ""
+        return f"{self.source.fingerprint}{attempt}:{request_id}"
+
+    def _seen(self, events: Sequence[Event]) -> tuple[Event, ...]:
+        source = self.source
+        if source.unit is Unit.image and self.target.cohort.unit is Unit.patient:
+            return tuple(patient_level(event, source.images_per_patient) for event in events)
+        return tuple(events)
 
 
 def _copy(*, source: Ledger, target: Ledger) -> None:
     """Charge ``target`` with what was really done on ``source``; repeating adds nothing."""
-    origin = source.cohort.fingerprint
-    known = {entry.request_id: entry for entry in target.entries()}
+    charges = _Charges.between(source.cohort, target)
     for entry in source.entries():
-        request_id = f"{origin}:{entry.request_id}"
-        there = known.get(request_id)
-        if entry.origin or (there is None and entry.state is State.abandoned):
-            continue
-        if there is not None and there.state is not State.reserved:
-            continue
-        if there is None:
-            target.reserve(
-                request_id=request_id,
-                events=[_as_seen(event, source.cohort, target.cohort) for event in entry.reserved],
-                purpose=entry.purpose,
-                budget=replace(_NO_CAP, unit=target.cohort.unit),
-                origin=origin,
-            )
-        if entry.state is State.committed:
-            done = [_as_seen(event, source.cohort, target.cohort) for event in entry.events]
-            target.commit(request_id, done)
-        if entry.state is State.abandoned:
-            target.abandon(request_id, entry.reason)
+        if not entry.origin:
+            charges.follow(entry)
+
+
+def _file_name(cohort: Cohort) -> str:
+    return f"{cohort.fingerprint[:24]}.sqlite"
+
+
+@contextmanager
+def _naming(path: Path) -> Generator[None]:
+    """A ledger that cannot be trusted is named by its file; its folder is nobody's business."""
+    try:
+        yield
+    except LedgerError as error:
+        raise LedgerError(f"{path.name}: {error}") from error

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from common.config import Unit
 from common.privacy import accountants
-from common.privacy.events import Event, alone
+from common.privacy.events import Event, alone, merge
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -19,6 +19,11 @@ class Budget:
     ``epsilon_alone`` caps the spend as it is if no other site can be trusted: where noise is shared
     among sites (secure aggregation), with the site's own share alone.
 
+    ``adaptive`` says that whoever asks may choose events by what was released before. A sum of
+    Renyi divergences may then be held to a cap (Feldman and Zrnic 2021, arXiv 2008.11193, theorem
+    3.1); privacy loss distributions may not, unless all steps are alike: then every order of asking
+    is a beginning of one sequence that was fixed.
+
     >>> Budget(epsilon=8.0, delta=1e-5).allows([])
     True
     """
@@ -28,6 +33,7 @@ class Budget:
     accountant: str = "pld"
     unit: Unit = Unit.patient
     epsilon_alone: float = math.inf
+    adaptive: bool = False
 
     def __post_init__(self) -> None:
         if math.isnan(self.epsilon) or self.epsilon <= 0:
@@ -47,7 +53,13 @@ class Budget:
         return self.spent([alone(event) for event in events])
 
     def allows(self, events: Sequence[Event]) -> bool:
-        """Whether ``events`` together stay within both caps."""
+        """Whether ``events`` together stay within both caps, by every accountant that is asked."""
+        judges = {self.accountant}
+        if self.adaptive and len(merge(events)) > 1:
+            judges.add("rdp")
+        return all(replace(self, accountant=judge)._holds(events) for judge in judges)
+
+    def _holds(self, events: Sequence[Event]) -> bool:
         if self.spent(events) > self.epsilon:
             return False
         return math.isinf(self.epsilon_alone) or self.spent_alone(events) <= self.epsilon_alone

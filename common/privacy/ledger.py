@@ -29,7 +29,7 @@ from common.privacy.chain import (
     make_row,
 )
 from common.privacy.cohort import fingerprint_of
-from common.privacy.events import Event, patient_level, rests_on_others, within
+from common.privacy.events import Event, rests_on_others, within
 from common.privacy.keys import SiteKey
 from common.privacy.statement import SpendStatement
 from common.privacy.store import SCHEMA_VERSION, Store, translated
@@ -304,14 +304,10 @@ class Ledger:
             spent = replay.merged(State.reserved, State.committed)
             committed = replay.merged(State.committed)
             num_events = sum(len(entry.events) for entry in replay.entries.values())
-        size = self.cohort.images_per_patient
-        by_image = self.cohort.unit is Unit.image and size > 1
-        by_patient = [patient_level(event, size) for event in spent]
         statement = SpendStatement(
             cohort=self.cohort.fingerprint,
             epsilon=budget.spent(spent),
             epsilon_committed=budget.spent(committed),
-            epsilon_patient=budget.spent(by_patient) if by_image else None,
             delta=budget.delta,
             unit=self.cohort.unit,
             accountant=budget.accountant,

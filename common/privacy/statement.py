@@ -22,8 +22,6 @@ class SpendStatement:
     Attributes:
         epsilon: Upper bound over everything counted, open reservations included; may be infinite.
         epsilon_committed: The same over committed events only; this one can never fall.
-        epsilon_patient: For image-level ledgers whose patients have several images, the
-            patient-level bound; otherwise absent.
         epsilon_alone: Where noise is shared among sites: ``epsilon`` if no other site can be
             trusted. Absent in statements without such noise, which keep their old form.
         num_events: Events counted in ``epsilon``.
@@ -35,7 +33,6 @@ class SpendStatement:
     cohort: str
     epsilon: float
     epsilon_committed: float
-    epsilon_patient: float | None
     delta: float
     unit: Unit
     accountant: str
@@ -62,9 +59,6 @@ class SpendStatement:
             "private": self.private,
             "epsilon": _finite(self.epsilon),
             "epsilon_committed": _finite(self.epsilon_committed),
-            "epsilon_patient": None
-            if self.epsilon_patient is None
-            else {"epsilon": _finite(self.epsilon_patient)},
             "delta": self.delta,
             "unit": self.unit.value,
             "accountant": self.accountant,
@@ -85,12 +79,10 @@ class SpendStatement:
             UsageError: A field is missing or of the wrong kind.
         """
         try:
-            patient = cast("Mapping[str, object] | None", fields["epsilon_patient"])
             statement = cls(
                 cohort=_text(fields, "cohort"),
                 epsilon=_epsilon(fields["epsilon"]),
                 epsilon_committed=_epsilon(fields["epsilon_committed"]),
-                epsilon_patient=None if patient is None else _epsilon(patient["epsilon"]),
                 delta=float(cast(float, fields["delta"])),
                 unit=Unit(fields["unit"]),
                 accountant=_text(fields, "accountant"),

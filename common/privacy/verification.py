@@ -89,22 +89,19 @@ def verify(
     )
 
 
-def read_cohort(path: Path, key: SiteKey) -> Cohort | None:
-    """What the ledger at ``path`` is about, if it is whole and of this site.
+def read_cohort(path: Path, key: SiteKey) -> Cohort:
+    """What the ledger at ``path`` is about, by its first row and its patient hashes.
 
     Raises:
-        LedgerError: It is of this site but not whole.
+        LedgerError: These are damaged or not of this site.
     """
-    with _reading(path, 10.0) as store:
-        rows = store.rows_after(0)
-        patients = store.patients()
     first = Replay(public_key=key.public_key)
-    try:
-        first.extend(rows[:1])
-    except LedgerError:
-        # Simulated hospitals share a folder: another site's ledger is none of this one's business.
-        return None
-    return _cohort(first, patients) if first.length else None
+    with _reading(path, 10.0) as store:
+        first.extend(store.rows_after(0)[:1])
+        if first.length == 0:
+            raise LedgerError("the ledger is empty")
+        check_patients(first, store)
+        return _cohort(first, store.patients())
 
 
 @contextmanager

@@ -70,11 +70,13 @@ def invite(
     from server.consortium.folder import Folder
     from server.consortium.members import Members
 
-    join = Members(folder=Folder(path=folder)).invite(hospital, now=datetime.now(UTC))
+    members = Members(folder=Folder(path=folder))
+    join = members.invitation(hospital)
     try:
         write_new(out, join.dumps())
     except OSError as error:
         raise UsageError(f"{out}: {error.strerror}") from error
+    members.invite(hospital, now=datetime.now(UTC))
     typer.echo(f"{out}: invites {hospital} to {join.consortium} at {join.address}")
     typer.echo(f"authority {join.fingerprint} (the hospital compares this by telephone)")
 
@@ -213,7 +215,9 @@ def prepare(
     place = Folder(path=folder)
     settings = place.settings()
     config = configs.load(overrides or [])
-    keys = {one.hospital: one.site_key for one in Members(folder=place).all() if one.site_key}
+    members = Members(folder=place)
+    members.expect(config.federation.sites)
+    keys = {one.hospital: one.site_key for one in members.all() if one.site_key}
     shape = prepared.Shape(num_outputs=outputs, volumes=volumes)
     run = prepared.prepare(place.runs, name, config, shape, keys)
     unix_user.find(settings.user).own_all(run.path)

@@ -45,7 +45,10 @@ class Settings:
         for host in self.hosts:
             authority.check_host(host)
         ports = (self.port, self.link_port, self.health_port)
-        if not all(0 < port < 65536 for port in ports) or len(set(ports)) < len(ports):
+        for name, port in zip(("port", "link-port", "health-port"), ports, strict=True):
+            if not 0 < port < 65536:
+                raise UsageError(f"{name}={port}: must be from 1 to 65535")
+        if len(set(ports)) < len(ports):
             raise UsageError(f"ports={ports}: must be three different ports")
 
     @property

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import datetime
 from pathlib import Path
@@ -91,15 +91,29 @@ class Members:
             raise UsageError(f"hospital={hospital}: was not invited (consortium invite)")
         return self._read(path)
 
-    def invite(self, hospital: str, *, now: datetime) -> JoinFile:
-        """An invitation; for a hospital that was invited before, the same again."""
+    def expect(self, hospitals: Iterable[str]) -> None:
+        """Hold the names of a run to who was invited.
+
+        Raises:
+            UsageError: One of them was not, or was revoked.
+        """
+        for member in map(self.get, hospitals):
+            if member.state == "revoked":
+                raise UsageError(f"hospital={member.hospital}: is revoked (consortium admit)")
+
+    def invitation(self, hospital: str) -> JoinFile:
+        """What a hospital joins with; nothing is written down of it."""
         settings = self.folder.settings()
-        join = join_file.make(
+        return join_file.make(
             consortium=settings.name,
             hospital=hospital,
             address=settings.address,
             ca_certificate=self.folder.ca_certificate.read_text(),
         )
+
+    def invite(self, hospital: str, *, now: datetime) -> JoinFile:
+        """An invitation; for a hospital that was invited before, the same again."""
+        join = self.invitation(hospital)
         if not self._file(hospital).exists():
             member = Member(hospital=hospital, invited=_stamp(now))
             write_new(self._file(hospital), _dump(member), mode=0o600)

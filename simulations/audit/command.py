@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from common.errors import UsageError
-from common.files import write_atomically
+from common.files import check_out, write_atomically
 from simulations.audit import figure_command, inversion_command, run_command
 from simulations.audit.end import EXIT_INTERRUPTED, EXIT_PASSED, orderly_end
 
@@ -71,8 +71,7 @@ def engine(
     config = _asked(context.args)
     if not 0.5 <= confidence < 1:
         raise UsageError(f"--confidence={confidence:g}: must be at least 0.5 and below 1")
-    if json_file is not None and not json_file.absolute().parent.is_dir():
-        raise UsageError(f"--json={json_file}: no such folder")
+    check_out("--json", json_file)
     began, effort = time.monotonic(), _effort(canaries, runs, lone_runs)
     try:
         with orderly_end():

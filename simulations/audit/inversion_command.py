@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from common.errors import DataError, UsageError
-from common.files import write_atomically
+from common.files import check_out, write_atomically
 from simulations.audit.end import EXIT_INTERRUPTED, orderly_end
 
 if TYPE_CHECKING:
@@ -68,8 +68,7 @@ def inversion(
     config = _asked(_loaded(context.args) if own is None else own.config)
     out = out or (Path() if run is None else run) / "inversion.html"
     for name, path in (("--out", out), ("--json", json_file)):
-        if path is not None and not path.absolute().parent.is_dir():
-            raise UsageError(f"{name}={path}: no such folder")
+        check_out(name, path)
     shown = public or (config.data.public if images is None else None)
     if run is not None and not shown:
         raise UsageError(

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from common.errors import UsageError
-from common.files import write_atomically
+from common.files import check_out, write_atomically
 from simulations.audit.end import EXIT_INTERRUPTED, EXIT_PASSED, orderly_end
 
 if TYPE_CHECKING:
@@ -66,8 +66,7 @@ def run(
         raise UsageError(f"--shadows={shadows}: must be even; each pair halves the patients")
     if not 0.5 <= confidence < 1:
         raise UsageError(f"--confidence={confidence:g}: must be at least 0.5 and below 1")
-    if json_file is not None and not json_file.absolute().parent.is_dir():
-        raise UsageError(f"--json={json_file}: no such folder")
+    check_out("--json", json_file)
     if engine_file is None and (run_dir / "engine.json").is_file():
         engine_file = run_dir / "engine.json"
     engine = None if engine_file is None else _engine(engine_file)

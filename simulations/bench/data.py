@@ -36,8 +36,9 @@ def data(
     times: Annotated[int, typer.Option(min=1, help="Training steps that are timed.")] = 10,
 ) -> None:
     """Images a second: decoded, from the cache; and the loader's share of a training step."""
-    from common.files import write_atomically
+    from common.files import check_out, write_atomically
 
+    check_out("--json", json_file)
     try:
         with tempfile.TemporaryDirectory(prefix=".fedward-bench-", dir=folder) as work:
             speeds = measure(Path(work), num_phantoms=num_phantoms, size=size)

@@ -15,7 +15,7 @@ from typing import Annotated, Any
 import typer
 
 from common.errors import RunFailed, UsageError
-from common.files import write_atomically
+from common.files import check_out, write_atomically
 from simulations.loopback.timeline import PARTS, Heard
 
 SCHEMA = "fedward.bench-deployment/1"
@@ -52,8 +52,7 @@ def deployment(
     same recipe by fedward simulate. ViT-Tiny at 64 pixels on phantoms. Everything is ended and
     removed at the end, also after Ctrl-C.
     """
-    if json_file is not None and not json_file.absolute().parent.is_dir():
-        raise UsageError(f"--json={json_file}: no such folder")
+    check_out("--json", json_file)
     if finetune not in {"all", "head"}:
         raise UsageError(f"--finetune={finetune}: must be all or head")
     recipe = Recipe(rounds=rounds, sites=sites, steps=steps, patients=patients, finetune=finetune)

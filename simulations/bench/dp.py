@@ -17,7 +17,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from common.config import EngineName, FinetuneMode, Precision
 from common.errors import UsageError
-from common.files import write_atomically
+from common.files import check_out, write_atomically
 from simulations.bench.contestant import contestant
 
 _WARM_UP = 1
@@ -79,6 +79,7 @@ def dp(
     unknown = sorted(set(engine) - set(ENGINES))
     if unknown:
         raise UsageError(f"--engine={unknown[0]}: must be one of {', '.join(list(ENGINES)[1:])}")
+    check_out("--json", json_file)
     names = ["none", *(name for name in engine if name != "none")]
     common = {"finetune": finetune.value, "precision": precision.value, "device": device.value}
     rows: list[dict[str, Any]] = []

@@ -14,7 +14,7 @@ import typer
 
 from common.config import DeviceName, Precision
 from common.errors import UsageError
-from common.files import write_atomically
+from common.files import check_out, write_atomically
 from simulations.bench.contestant import contestant
 from simulations.progress_bar import ProgressBar
 
@@ -60,6 +60,7 @@ def gpu(
     Each has a process of its own and trains all layers with DP on made-up images; one alone without
     privacy is the limit. Memory is what the whole GPU has in use after a round.
     """
+    check_out("--json", json_file)
     common = {
         "architecture": architecture,
         "image_size": image_size,

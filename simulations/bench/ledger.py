@@ -56,8 +56,9 @@ def ledger(
     times: Annotated[int, typer.Option(min=1, help="How often each action is done.")] = 50,
 ) -> None:
     """Time of a query over many mixed events, and of reserve and commit."""
-    from common.files import write_atomically
+    from common.files import check_out, write_atomically
 
+    check_out("--json", json_file)
     try:
         with tempfile.TemporaryDirectory(prefix=".fedward-bench-", dir=folder) as work:
             timings = measure(Path(work) / "site.sqlite", num_events=num_events, times=times)

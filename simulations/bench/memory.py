@@ -17,8 +17,8 @@ from typing import Annotated, Any
 import psutil
 import typer
 
-from common.errors import RunFailed, UsageError
-from common.files import write_atomically
+from common.errors import RunFailed
+from common.files import check_out, write_atomically
 
 _LOOK_SECONDS = 0.5
 _PATIENTS = 24  # of a hospital, those held out included
@@ -75,8 +75,7 @@ def memory(
     Each run has a Ray of its own. ViT-Tiny at 64 pixels on images of noise, all layers, with DP,
     one step a round.
     """
-    if json_file is not None and not json_file.absolute().parent.is_dir():
-        raise UsageError(f"--json={json_file}: no such folder")
+    check_out("--json", json_file)
     peaks: list[Peak] = []
     typer.echo("  sites  rounds  server MB  hospitals' process MB  all MB  s a round")
     with tempfile.TemporaryDirectory(prefix="fedward-bench-") as name:

@@ -66,8 +66,9 @@ def secagg(
     ] = None,
 ) -> None:
     """Bytes and seconds of a round of secure aggregation, all parts of it in this process."""
-    from common.files import write_atomically
+    from common.files import check_out, write_atomically
 
+    check_out("--json", json_file)
     costs: list[Cost] = []
     header = ("weights", "sites", "missing", "site s", "noise s", "server s", "plain s")
     widths = "".join(f"{name:>10}" for name in header)

@@ -17,8 +17,8 @@ from typing import Annotated, Any
 
 import typer
 
-from common.errors import RunFailed, UsageError
-from common.files import write_atomically
+from common.errors import RunFailed
+from common.files import check_out, write_atomically
 from simulations.hosting import ray_here
 
 _MODEL = ("model=vit_tiny", "data.image_size=64", "finetune=all", "privacy.epsilon=8")
@@ -40,8 +40,7 @@ def simulation(
     with as many threads as there are cores, without server, ledger or messages. ViT-Tiny at 64
     pixels on phantoms, all layers, with DP.
     """
-    if json_file is not None and not json_file.absolute().parent.is_dir():
-        raise UsageError(f"--json={json_file}: no such folder")
+    check_out("--json", json_file)
     with tempfile.TemporaryDirectory(prefix="fedward-bench-") as name, _warm_ray():
         bench = _Bench(
             folder=Path(name),

@@ -42,9 +42,11 @@ def check_data(
     Exit codes: 0 nothing blocks training (there may be warnings); 2 something does, or bad input.
     """
     import configs
-    from common.files import write_atomically
+    from common.files import check_out, write_atomically
     from simulations.checks.page import render, to_dict
 
+    check_out("--out", out)
+    check_out("--json", json_file)
     page = check(configs.load(overrides or []))
     try:
         if out is not None:
@@ -104,10 +106,11 @@ def _dealt(
             study.records,
             val_fraction=config.data.val_fraction,
             test_fraction=config.data.test_fraction,
-            seed=config.seed,
+            seed=config.split_seed,
         )
         sites = config.federation.num_sites
-        return partition(split.train, config.partition, num_sites=sites, seed=config.seed), []
+        seed = config.partition_seed
+        return partition(split.train, config.partition, num_sites=sites, seed=seed), []
     except UsageError as error:
         if blocked:  # said already, by row
             return {}, []

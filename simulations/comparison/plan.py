@@ -10,6 +10,7 @@ from pathlib import Path
 
 import configs
 from common.config import AugmentMode, Config, Mechanism, StrategyName, StudyKind, Trust, TunedOn
+from common.seeds import derive_seed
 from simulations.anchor import anchor
 from simulations.comparison.fingerprint import fingerprint, start_fingerprint
 from simulations.comparison.folder import Folder
@@ -212,6 +213,8 @@ def _trial(
         augment=replace(config.augment, mode=AugmentMode(cell.augment)),
     )
     name = fingerprint(own)
+    # the same noise in two trials would cancel, and what they cost would not add up
+    own.simulation = replace(own.simulation, noise_seed=derive_seed(seed, name))
     own.run_dir = folder.finished(name).path
     return Trial(
         cell=cell,

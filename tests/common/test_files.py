@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from common.files import write_atomically, write_new
+from common.errors import UsageError
+from common.files import check_out, write_atomically, write_new
 
 
 @pytest.mark.parametrize("content", [b"\x00\xffbytes", "text: \u00e4", b""])
@@ -92,3 +93,21 @@ def test_a_new_file_is_never_written_over_an_old_one(tmp_path: Path) -> None:
     with pytest.raises(FileExistsError):
         write_new(link, b"x")
     assert not (tmp_path / "elsewhere").exists()
+
+
+def test_a_file_that_cannot_be_written_is_refused_before_the_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    check_out("--out", None)
+    check_out("--out", tmp_path / "new.html")
+    monkeypatch.chdir(tmp_path)
+    check_out("--out", Path("new.html"))
+    for path, words in (
+        (tmp_path / "absent" / "x.html", "no such folder"),
+        (tmp_path, "is a folder"),
+    ):
+        with pytest.raises(UsageError, match=f"--out={path}: {words}"):
+            check_out("--out", path)
+    monkeypatch.setattr("os.access", lambda *_: False)
+    with pytest.raises(UsageError, match="may not be written"):
+        check_out("--out", tmp_path / "new.html")

@@ -120,6 +120,7 @@ def test_a_run_gives_what_a_simulation_gives(simulate: Any, start_run: Any, tmp_
         "seed=1",
         "partition.seed=42",
         "data.split_seed=42",
+        f"simulation.noise_seed={config['simulation']['noise_seed']}",
     ]
     plain = simulate(*overrides, run_dir=tmp_path / "run")
     assert plain.code == 0, plain.err

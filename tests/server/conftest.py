@@ -86,7 +86,6 @@ def statement(site: str, *, rounds: int, epsilon: float | None) -> dict[str, Any
         cohort=f"cohort of {site}",
         epsilon=total,
         epsilon_committed=total,
-        epsilon_patient=None,
         delta=1e-7,
         unit=Unit.patient,
         accountant="pld",

@@ -96,7 +96,6 @@ def test_only_a_reply_without_training_may_lack_a_statement() -> None:
         {"length": -1},
         {"unit": ["patient"]},
         {"private": False},
-        {"epsilon_patient": 3},
     ],
 )
 def test_a_changed_statement_is_a_problem_and_changes_nothing(

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
+import configs
 from common.errors import UsageError
 from simulations.cli import app, main
 
@@ -49,6 +50,13 @@ def test_help_names_every_command() -> None:
         assert f"  {command} " in result.output
 
 
+def test_help_says_what_a_commands_words_are() -> None:
+    """typer 0.20 loses this text with click 8.5, hence the bound in pyproject.toml."""
+    result = CliRunner().invoke(app, ["consortium", "run", "--help"])
+    assert "Of a prepared run; one that failed goes on." in result.output
+    assert "The consortium's folder." in result.output
+
+
 def test_help_of_simulate_is_hydras(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -66,6 +74,58 @@ def test_hydras_flags_pass_through(
     )
     assert (code, err) == (0, "")
     assert "epsilon: 3.0" in out
+
+
+def test_the_configuration_that_is_shown_can_be_read_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ("experiment=cbis_masses", "data.root=/srv/images", "privacy.budget=inf")
+    code, out, err = call(
+        "simulate", *words, "--cfg", "job", monkeypatch=monkeypatch, capsys=capsys
+    )
+    assert (code, err) == (0, "")
+    assert "  root: /srv/images\n" in out
+    assert "!!python" not in out
+    (tmp_path / "config.yaml").write_text(out)
+    assert configs.read_yaml(tmp_path / "config.yaml") == configs.load(words)
+
+
+@pytest.mark.parametrize("command", ["simulate", "synthesize"])
+@pytest.mark.parametrize(
+    ("name", "content", "words"),
+    [
+        ("run_id", None, "has no run_id"),
+        ("run_id", "", "has no run_id"),
+        ("config.yaml", "privacy: [", "not the configuration of a run"),
+        ("result.json", "", "result.json: damaged; remove it"),
+        ("result.json", '{"state": "comp', "result.json: damaged; remove it"),
+        ("result.json", "[]", "result.json: damaged; remove it"),
+        ("result.json", "{}", "result.json: damaged; remove it"),
+        ("result.json", '{"state": []}', "result.json: damaged; remove it"),
+        ("result.json", '{"state": "odd"}', "result.json: damaged; remove it"),
+    ],
+)
+def test_a_damaged_run_folder_is_one_line_and_stays_as_it_is(
+    command: str,
+    name: str,
+    content: str | None,
+    words: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    (tmp_path / "config.yaml").write_text(configs.dump_yaml(configs.load()))
+    (tmp_path / "run_id").write_text("ab" * 8)
+    (tmp_path / name).unlink(missing_ok=True)
+    if content is not None:
+        (tmp_path / name).write_text(content)
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    code, out, err = call(command, f"resume={tmp_path}", monkeypatch=monkeypatch, capsys=capsys)
+    assert (code, out) == (2, "")
+    assert err.startswith("Error: ")
+    assert err.count("\n") == 1
+    assert words in err
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 
 @pytest.mark.parametrize(

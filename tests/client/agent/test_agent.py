@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from client.agent import schema
-from client.agent.agent import Agent
+from client.agent.agent import Agent, Sums
 from client.agent.audit import Kind
 from common.errors import LedgerError
 from common.messages import Reason, SiteDescription, Status, TrainReply, TrainRequest
@@ -60,7 +60,7 @@ def test_the_site_is_held_to_the_policys_budget_of_that_moment(
     place: Any, ask: Callable[..., TrainReply], site: Recorder, policy_text: str
 ) -> None:
     assert ask().status is Status.trained
-    assert site.budget == Budget(epsilon=50.0, delta=1e-3, accountant="rdp")
+    assert site.budget == Budget(epsilon=50.0, delta=1e-3, accountant="rdp", adaptive=True)
     place.write_policy(policy_text.replace("epsilon: 50.0", "epsilon: 2"))
     ask()
     assert site.budget is not None
@@ -168,3 +168,21 @@ def test_the_log_has_no_text_of_a_request_that_does_not_fit(
     assert answer.reason is Reason.bad_request
     assert place.rows("asked")[0]["bundle"] is None
     assert "SECRET" not in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("policy", "level"), [("policy_text", "INFO"), ("secure_policy", "WARNING")]
+)
+def test_without_a_roster_is_a_warning_only_where_the_policy_shares_noise(
+    place: Any,
+    policy: str,
+    level: str,
+    caplog: pytest.LogCaptureFixture,
+    request: pytest.FixtureRequest,
+) -> None:
+    caplog.set_level("INFO")
+    place.write_policy(request.getfixturevalue(policy))
+    place.sums = Sums(roster=place.folder / "roster.json", part=lambda _: pytest.fail("asked"))
+    place.start().look_at_policy()
+    said = [one for one in caplog.records if "no roster can be used" in one.message]
+    assert [one.levelname for one in said] == [level]

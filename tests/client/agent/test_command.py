@@ -16,6 +16,7 @@ import trustme
 from cryptography import x509
 
 from client.agent.audit import Kind
+from common.privacy.book import LedgerBook
 from simulations.cli import main
 
 SITE = """\
@@ -192,3 +193,17 @@ def test_an_agent_that_would_mix_in_synthetic_images_does_not_start(
     assert said.err.splitlines() == [
         "Error: augment=mix: an agent cannot charge for synthetic images yet"
     ]
+
+
+def test_status_before_the_agents_first_start(fedward: Command, tmp_path: Path) -> None:
+    (tmp_path / "site.yaml").write_text(SITE)
+    ledgers = tmp_path / "ledgers"
+    for make in (lambda: None, lambda: LedgerBook.at(ledgers)):  # as `site init` makes the key
+        make()
+        said = fedward("status", "--config", tmp_path / "site.yaml")
+        assert (said.code, said.out) == (2, "")
+        assert said.err == f"Error: {tmp_path}: no agent has run here yet\n"
+    (ledgers / "old.sqlite").write_bytes(b"")  # somebody has been here, and the log is gone
+    said = fedward("status", "--config", tmp_path / "site.yaml")
+    assert "no agent has run here yet" not in said.err
+    assert said.code != 0

@@ -79,7 +79,7 @@ def in_fixed_order(trainee: Trainee, cohort: Cohort, recipe: Recipe, seeds: Roun
     parameters = [p for p in trainee.model.parameters() if p.requires_grad]
     optimizer = torch.optim.SGD(parameters, lr=recipe.learning_rate)
     expected = recipe.sampling_rate * cohort.num_patients
-    step = step_of(trainee, optimizer, recipe, expected, seeds.noise)
+    step = step_of(trainee, optimizer, recipe, expected, seeds)
     loader = Loader.of(cohort, recipe, trainee.augmentation, None, 0)
     for number in range(recipe.steps):
         places = np.arange(number * size, (number + 1) * size) % cohort.num_patients

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 
 from client.dp.bookkeeping import Bookkeeper
 from client.dp.loss import patient_loss
-from client.dp.patients import PatientBatch
+from client.dp.patients import LargePatient, PatientBatch
 
 Gradients = dict[str, Tensor]
 
@@ -123,3 +124,24 @@ def _stirred(model: nn.Module, scale: float = 0.05) -> nn.Module:
 def stirred() -> Callable[..., nn.Module]:
     """Moves every weight a little, so that those that start at zero matter."""
     return _stirred
+
+
+def _in_pieces(batch: PatientBatch, at_once: int) -> LargePatient:
+    assert batch.num_patients == 1
+
+    def draw(rows: np.ndarray) -> PatientBatch:
+        index = torch.from_numpy(rows)
+        return replace(
+            batch,
+            images=batch.images[index],
+            labels=batch.labels[index],
+            patients=batch.patients[index],
+        )
+
+    return LargePatient(rows=np.arange(len(batch.labels)), at_once=at_once, draw=draw)
+
+
+@pytest.fixture(scope="session")
+def in_pieces() -> Callable[[PatientBatch, int], LargePatient]:
+    """Makes pieces of so many images of the one patient of a batch."""
+    return _in_pieces

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 
 from client.dp.clipping import Clipping
 from client.dp.engine import BookkeepingEngine
-from client.dp.patients import PatientBatch
+from client.dp.patients import PatientBatch, Patients
 from common.config import Precision
 
 KINDS = ["flat", "automatic", "per_layer"]
@@ -73,7 +74,7 @@ MODELS: dict[str, Callable[[], nn.Module]] = {"vit": tiny_vit, "net": small_net}
 
 def sums_of(
     model: nn.Module,
-    batch: PatientBatch,
+    batch: Patients,
     kind: str,
     clip: float,
     precision: Precision = Precision.fp32,
@@ -181,14 +182,18 @@ def alone_in_two(
     precision: Precision = Precision.fp32,
 ) -> float:
     """Length of what the only patient of ``batch`` adds, with a second one who adds nothing."""
+    return norm_of(sums_of(model, with_nobody(batch), kind, clip, precision))
+
+
+def with_nobody(batch: PatientBatch) -> PatientBatch:
+    """The only patient of ``batch``, and a second one who adds nothing."""
     nobody = torch.full_like(batch.images[:1], float("nan"))
-    both = PatientBatch(
+    return PatientBatch(
         images=torch.cat([batch.images, nobody]),
         labels=torch.cat([batch.labels, batch.labels[:1]]),
         patients=torch.cat([batch.patients, torch.ones(1, dtype=torch.int64)]),
         num_patients=2,
     )
-    return norm_of(sums_of(model, both, kind, clip, precision))
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -376,3 +381,117 @@ def test_a_layer_that_gets_no_gradient_is_left_out(make_batch: Any, kind: str) -
     for counts in ([1], [1, 2]):
         sums = sums_of(Unused(), make_batch(counts, SHAPE), kind, 0.5)
         assert set(sums) == {"used.weight", "used.bias"}
+
+
+def volume_net() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Conv3d(1, 3, 3), nn.GroupNorm(1, 3), nn.Tanh(), nn.Flatten(), nn.Linear(3 * 2 * 36, 2)
+    )
+
+
+LARGE: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
+    "vit": (tiny_vit, SHAPE),
+    "swin": (tiny_swin, (1, 32, 32)),
+    "net": (small_net, SHAPE),
+    "volumes": (volume_net, (1, 4, 8, 8)),
+}
+
+
+def whole_sums(
+    model: nn.Module, batch: PatientBatch, kind: str, clip: float, *, recorded: bool
+) -> dict[str, Tensor]:
+    """Of the only patient; recorded by operation if there is a second one, who adds nothing."""
+    if recorded:
+        batch = with_nobody(batch)
+    return sums_of(model, batch, kind, clip)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("recorded", [False, True])
+@pytest.mark.parametrize("multilabel", [False, True])
+@pytest.mark.parametrize("build", LARGE)
+def test_a_patient_in_pieces_adds_what_the_whole_one_adds(
+    oracle: Any,
+    make_batch: Any,
+    in_pieces: Any,
+    stirred: Any,
+    build: str,
+    kind: str,
+    recorded: bool,
+    multilabel: bool,
+) -> None:
+    """Pieces of unequal sizes too; clipped, nearly clipped, and not."""
+    make, shape = LARGE[build]
+    model, batch = stirred(make()), make_batch([7], shape)
+    if multilabel:
+        findings = torch.arange(14).view(7, 2) % 3 - 1
+        findings[:, 0] = torch.arange(7) % 2
+        batch = replace(batch, labels=findings)
+    norm = float(oracle.norms(model, batch))
+    for clip in (0.1 * norm, norm, 10 * norm):
+        want = whole_sums(model, batch, kind, clip, recorded=recorded)
+        for at_once in (1, 3, 7):
+            assert_same(sums_of(model, in_pieces(batch, at_once), kind, clip), want)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_pieces_are_clipped_together_and_not_one_by_one(
+    make_batch: Any, in_pieces: Any, kind: str
+) -> None:
+    model, batch = tiny_vit(), make_batch([9], SHAPE)
+    batch.images.mul_(30.0)
+    for at_once in (1, 4):
+        assert norm_of(sums_of(model, in_pieces(batch, at_once), kind, 1e-3)) <= 1e-3 * (1 + 1e-4)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_half_precision_in_pieces(make_batch: Any, in_pieces: Any, kind: str) -> None:
+    model, batch = tiny_vit(), make_batch([7], SHAPE)
+    half = sums_of(model, in_pieces(batch, 2), kind, 1e-3, Precision.bf16)
+    assert {gradient.dtype for gradient in half.values()} == {torch.float32}
+    assert norm_of(half) <= 1e-3 * (1 + 1e-4)
+    whole = sums_of(model, batch, kind, 1e-3, Precision.bf16)
+    off = norm_of({name: half[name] - whole[name] for name in whole}) / norm_of(whole)
+    assert off < 0.02
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("poison", [float("nan"), float("inf"), 3e38])
+def test_one_piece_that_is_not_finite_makes_the_patient_count_as_zero(
+    make_batch: Any, in_pieces: Any, kind: str, poison: float
+) -> None:
+    batch = make_batch([5], SHAPE)
+    batch.images[2, 0, 4:8, 4:8] = poison
+    for gradient in sums_of(tiny_vit(), in_pieces(batch, 1), kind, 0.5).values():
+        assert not bool(gradient.any())
+
+
+def test_an_engine_has_losses_of_its_own_in_pieces_too(make_batch: Any, in_pieces: Any) -> None:
+    model, batch = small_net(), make_batch([5], SHAPE)
+    names = {parameter: name for name, parameter in model.named_parameters()}
+    engine = BookkeepingEngine(model, losses_of=lambda logits, labels: logits[:, 0].square())
+    clipping = Clipping(kind="flat", max_grad_norm=1.0)
+    whole, pieces = (
+        {names[p]: g for p, g in engine.clipped_sums(patient, clipping)}
+        for patient in (batch, in_pieces(batch, 2))
+    )
+    assert_same(pieces, whole)
+
+
+def test_a_piece_that_fails_leaves_the_model_as_it_was(make_batch: Any, in_pieces: Any) -> None:
+    model, batch = small_net(), make_batch([4], SHAPE)
+    want = sums_of(model, batch, "flat", 0.5)
+    before = dict(model.named_parameters())
+    asked: list[int] = []
+
+    def second_fails(piece: PatientBatch) -> PatientBatch:
+        asked.append(len(piece.labels))
+        if len(asked) == 2:
+            raise torch.OutOfMemoryError
+        return piece
+
+    with pytest.raises(torch.OutOfMemoryError):
+        sums_of(model, in_pieces(batch, 1).changed(second_fails), "flat", 0.5)
+    assert all(p is before[name] and p.grad is None for name, p in model.named_parameters())
+    assert_same(sums_of(model, in_pieces(batch, 1), "flat", 0.5), want)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
+from typing import Any
 
 import pytest
 import timm
@@ -193,6 +195,22 @@ def test_plain_step_is_the_mean_over_patients_of_their_mean_gradient() -> None:
     plain = PlainStep(model, sgd, expected_patients=EXPECTED)
     assert_close(update_of(model, lambda: plain.step(batches)), want)
     assert not bool(update_of(model, lambda: plain.step([])).any())
+
+
+@pytest.mark.parametrize("at_once", [1, 3])
+def test_pieces_of_a_patient_are_no_more_than_the_patient(in_pieces: Any, at_once: int) -> None:
+    """With and without privacy, beside others."""
+    others, large = make_batch([2, 1]), make_batch([7], seed=1)
+    updates: list[Tensor] = []
+    for patient in (large, in_pieces(large, at_once)):
+        model, plain = small_net(), small_net()
+        sgd = torch.optim.SGD(trainable(plain), lr=LEARNING_RATE)
+        step = PlainStep(plain, sgd, expected_patients=EXPECTED)
+        updates.append(update_of(plain, partial(step.step, [others, patient])))
+        private = private_step(model, sigma=0.3, clip=median_norm(model, [others, large]))
+        updates.append(update_of(model, partial(private.step, [others, patient])))
+    assert_close(updates[2], updates[0])
+    assert_close(updates[3], updates[1])
 
 
 def test_a_step_of_poisoned_patients_alone_is_noise() -> None:

@@ -20,7 +20,7 @@ from client.dp.clipping import Clipping
 from client.dp.engine import BookkeepingEngine, Engine
 from client.dp.gradients import PatientOptimizer, PrivateStep
 from client.dp.opacus_engine import OpacusEngine
-from client.dp.patients import PatientBatch
+from client.dp.patients import PatientBatch, Patients
 from common.config import EngineName, Precision
 from common.errors import UsageError
 
@@ -138,7 +138,7 @@ def small_net() -> nn.Module:
     )
 
 
-def sums_of(name: EngineName, batch: PatientBatch, kind: str, clip: float) -> list[Tensor]:
+def sums_of(name: EngineName, batch: Patients, kind: str, clip: float) -> list[Tensor]:
     model = small_net()
     engine = engines.build(name, model)
     sums = dict(engine.clipped_sums(batch, Clipping(kind=kind, max_grad_norm=clip)))
@@ -162,6 +162,55 @@ def test_references_give_our_sums(
         return
     for got, want in zip(sums_of(name, batch, kind, clip), ours, strict=True):
         assert float((got - want).norm()) <= 1e-4 * max(float(want.norm()), 1e-3 * clip)
+
+
+@pytest.mark.parametrize("layer", [0, 5])
+@pytest.mark.parametrize("backward", [False, True])
+@pytest.mark.parametrize("name", REFERENCES)
+def test_a_pass_that_runs_out_of_memory_leaves_nothing_to_the_next(
+    make_batch: Any, name: EngineName, backward: bool, layer: int
+) -> None:
+    def refuse(*_: object) -> None:
+        raise torch.OutOfMemoryError
+
+    model, batch, clipping = (
+        small_net(),
+        make_batch([1] * 4),
+        Clipping(kind="flat", max_grad_norm=1),
+    )
+    engine = engines.build(name, model)
+    want = dict(engine.clipped_sums(batch, clipping))
+    failing = model[layer]
+    handle = (
+        failing.register_full_backward_hook(refuse)
+        if backward
+        else failing.register_forward_hook(refuse)
+    )
+    with pytest.raises(torch.OutOfMemoryError):
+        engine.clipped_sums(batch, clipping)
+    handle.remove()
+    for again in (batch, batch.only(torch.tensor([True] * 4))):
+        got = dict(engine.clipped_sums(again, clipping))
+        assert all(torch.equal(got[p], want[p]) for p in model.parameters())
+    functional.cross_entropy(model(batch.images), batch.labels).backward()  # nobody follows
+
+
+@pytest.mark.parametrize("kind", ["flat", "automatic"])
+@pytest.mark.parametrize("name", REFERENCES)
+def test_references_take_a_patient_in_pieces_or_refuse(
+    oracle: Any, make_batch: Any, in_pieces: Any, name: EngineName, kind: str
+) -> None:
+    batch = make_batch([5])
+    clip = 0.5 * float(oracle.norms(small_net(), batch))
+    if name is EngineName.opacus_ghost:
+        with pytest.raises(UsageError, match="one image of each patient"):
+            sums_of(name, in_pieces(batch, 2), kind, clip)
+        return
+    whole = sums_of(name, batch, kind, clip)
+    for got, want in zip(sums_of(name, in_pieces(batch, 2), kind, clip), whole, strict=True):
+        assert float((got - want).norm()) <= 1e-4 * max(float(want.norm()), 1e-3 * clip)
+    with pytest.raises(UsageError, match="per_layer"):
+        sums_of(name, in_pieces(batch, 2), "per_layer", clip)
 
 
 @pytest.mark.parametrize("name", REFERENCES)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from typing import Any
+
 import pytest
 import torch
 from hypothesis import given
@@ -84,6 +87,31 @@ def test_only_keeps_whole_patients_and_renumbers(counts: list[int], data: st.Dat
     assert kept.num_patients == sum(keep)
     kept_counts = [count for count, wanted in zip(counts, keep, strict=True) if wanted]
     assert torch.bincount(kept.patients).tolist() == kept_counts
+
+
+@given(st.integers(1, 20), st.integers(1, 25))
+def test_pieces_are_all_images_in_turn(in_pieces: Any, num_images: int, at_once: int) -> None:
+    batch = _batch([num_images])
+    patient = in_pieces(batch, at_once)
+    for _ in range(2):  # asked again, they come again
+        pieces, shares = zip(*patient.pieces(), strict=True)
+        sizes = [len(piece.labels) for piece in pieces]
+        assert max(sizes) <= at_once
+        assert shares == pytest.approx([size / num_images for size in sizes])
+        assert torch.equal(torch.cat([piece.images for piece in pieces]), batch.images)
+    assert list(patient.parts(1)) == [patient]
+    assert list(batch.pieces()) == [(batch, 1.0)]
+
+
+def test_a_change_meets_every_piece(in_pieces: Any) -> None:
+    batch = _batch([5])
+
+    def darker(piece: PatientBatch) -> PatientBatch:
+        return replace(piece, images=piece.images - 9)
+
+    pieces = [piece for piece, _ in in_pieces(batch, 2).changed(darker).pieces()]
+    assert torch.equal(torch.cat([piece.images for piece in pieces]), batch.images - 9)
+    assert torch.equal(batch.changed(darker).images, batch.images - 9)
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,8 @@ from torch import nn
 from client.data.cohort import Cohort
 from client.dp import training
 from client.dp.engine import BookkeepingEngine
-from client.dp.patients import PatientBatch
+from client.dp.loader import Loader
+from client.dp.patients import LargePatient, PatientBatch, Patients
 from client.dp.training import RoundSeeds, Trainee, train_round
 from common.config import AugmentationConfig
 from common.messages import Recipe
@@ -80,15 +81,15 @@ class Recorder:
     """Stands where gradients are taken, and keeps what it is given."""
 
     def __init__(self) -> None:
-        self.steps: list[list[PatientBatch]] = []
+        self.steps: list[list[Patients]] = []
 
-    def step(self, batches: Iterable[PatientBatch]) -> None:
+    def step(self, batches: Iterable[Patients]) -> None:
         self.steps.append(list(batches))
 
 
 def drawn_by(
     monkeypatch: pytest.MonkeyPatch, cohort: Cohort, recipe: Recipe, seed: int = 1
-) -> list[list[PatientBatch]]:
+) -> list[list[Patients]]:
     recorder = Recorder()
     monkeypatch.setattr(training, "_step_gradient", lambda *_: recorder)
     train_round(
@@ -160,10 +161,37 @@ def test_physical_batches_hold_whole_patients_up_to_the_limit(
     cohort = make_cohort([1, 2, 3, 4, 1, 2])
     recipe = make_recipe(sampling_rate=1.0, physical_batch=physical_batch, steps=1)
     (batches,) = drawn_by(monkeypatch, cohort, recipe)
-    assert sum(batch.num_patients for batch in batches) == 6
-    assert sum(len(batch.labels) for batch in batches) == 13
-    for batch in batches:
-        assert len(batch.labels) <= physical_batch or batch.num_patients == 1
+    whole = [batch for batch in batches if isinstance(batch, PatientBatch)]
+    large = [patient for patient in batches if isinstance(patient, LargePatient)]
+    assert all(len(patient.rows) > physical_batch for patient in large)
+    assert sum(batch.num_patients for batch in whole) + len(large) == 6
+    held = [piece for patients in batches for piece, _ in patients.pieces()]
+    assert all(len(piece.labels) <= physical_batch for piece in held)
+    assert sum(len(piece.labels) for piece in held) == 13
+
+
+def test_a_large_patients_pieces_are_drawn_when_they_are_asked_for(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    recipe = make_recipe(
+        sampling_rate=1.0, physical_batch=2, steps=1, augmentation_multiplicity=1000
+    )
+    made: list[int] = []
+    make = Loader._batch
+
+    def note(loader: Loader, group: list[np.ndarray]) -> PatientBatch:
+        made.append(sum(map(len, group)) * loader.views)
+        return make(loader, group)
+
+    monkeypatch.setattr(Loader, "_batch", note)
+    ((patient,),) = drawn_by(monkeypatch, make_cohort([4]), recipe)
+    assert made == []
+    pieces = patient.pieces()
+    next(pieces)
+    assert made == [2]
+    next(pieces)
+    assert made == [2, 2]
+    assert sum(share for _, share in patient.pieces()) == pytest.approx(1.0)
 
 
 @pytest.mark.parametrize("mechanism", ["dp_sgd", "none"])
@@ -343,16 +371,17 @@ def test_views_stand_with_their_patient_and_within_the_limit(
     train_round(trainee, named, recipe, RoundSeeds(sampling=1, noise=0))
     for batches in recorder.steps:
         found: dict[int, int] = {}
+        views: list[torch.Tensor] = []
         for batch in batches:
-            limit = most_images or 500
-            assert len(batch.labels) <= limit or batch.num_patients == 1
-            for patient in range(batch.num_patients):
-                whose = batch.labels[batch.patients == patient]
+            pieces = [piece for piece, _ in batch.pieces()]
+            assert all(len(piece.labels) <= (most_images or 500) for piece in pieces)
+            views += [view for piece in pieces for view in piece.images]
+            for patient in range(pieces[0].num_patients):
+                whose = torch.cat([p.labels[p.patients == patient] for p in pieces])
                 assert len(whose.unique()) == 1
                 assert int(whose[0]) not in found
                 found[int(whose[0])] = len(whose)
         assert found == {0: 3, 1: 6, 2: 9, 3: 3}
-        views = torch.cat([batch.images for batch in batches])
         assert len({view.numpy().tobytes() for view in views}) > 15  # each changed on its own
 
 

@@ -144,3 +144,12 @@ def test_the_study_is_checked_by_check_data(home: Home) -> None:
 def test_another_folder_is_one_line(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="not a hospital's folder"):
         doctor.examine(Home(path=tmp_path), {}, now=NOW, data=False)
+
+
+def test_a_hospital_that_would_serve_phantoms_is_warned(home: Home) -> None:
+    said = examine(home)["study"]
+    assert (said.level, said.text) == (Level.warn, "phantoms, made up: no patients")
+    text = home.site_file.read_text()
+    study = '"experiment=cbis_masses", "data.root=/srv/images", "model.architecture'
+    home.site_file.write_text(text.replace('"model.architecture', study))
+    assert "study" not in examine(home)

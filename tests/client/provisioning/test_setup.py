@@ -196,3 +196,23 @@ def test_bad_places_and_users_are_one_line(tmp_path: Path, join: JoinFile) -> No
     with pytest.raises(UsageError, match="not a hospital's folder"):
         Home(path=tmp_path).settings()
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("words", "complaint"),
+    [
+        ("nonsense", "--set nonsense: must be KEY=VALUE"),
+        ("=3", "must be KEY=VALUE"),
+        ("experiment=nosuch", "experiment=nosuch: no such choice"),
+        ("data.rot=/srv", "data.rot: no such setting; did you mean data.root?"),
+        ("privacy.epsilon=-1", "privacy.epsilon=-1"),
+        ("3=4", "."),
+    ],
+)
+def test_settings_that_there_are_not_leave_nothing_behind(
+    words: str, complaint: str, tmp_path: Path, join: JoinFile
+) -> None:
+    with pytest.raises(UsageError, match=complaint) as caught:
+        setup.set_up(tmp_path / "home", join, settings(), overrides=[*OVERRIDES, words])
+    assert "\n" not in str(caught.value)
+    assert list(tmp_path.iterdir()) == []

@@ -19,7 +19,6 @@ def statement(**changes: object) -> SpendStatement:
         cohort="c" * 64,
         epsilon=3.5,
         epsilon_committed=3.0,
-        epsilon_patient=None,
         delta=1e-5,
         unit=Unit.patient,
         accountant="pld",
@@ -39,8 +38,7 @@ def statement(**changes: object) -> SpendStatement:
         {},
         {"epsilon": math.inf},
         {"epsilon": math.inf, "epsilon_committed": math.inf},
-        {"unit": Unit.image, "epsilon_patient": 9.25},
-        {"unit": Unit.image, "epsilon_patient": math.inf},
+        {"unit": Unit.image},
     ],
 )
 def test_json_and_back_keeps_statement_and_signature(changes: dict[str, object]) -> None:
@@ -74,7 +72,6 @@ def test_infinity_is_null_never_a_number() -> None:
         ("unit", Unit.image),
         ("adjacency", "other"),
         ("num_open", 0),
-        ("epsilon_patient", 3.0),
     ],
 )
 def test_any_changed_field_breaks_the_signature(name: str, value: object) -> None:

@@ -73,6 +73,14 @@ def test_from_init_to_a_join_file_with_one_fingerprint(
     assert [(one["hospital"], one["state"]) for one in listed] == [("st-mary", "invited")]
 
 
+def test_who_got_no_join_file_is_not_listed(fedward: Command, folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "taken").write_text("something")
+    for out, complaint in ((tmp_path / "taken", "File exists"), (tmp_path / "no" / "x", "No such")):
+        assert_one_line(fedward("invite", folder, "other", "--out", out), complaint)
+    assert (tmp_path / "taken").read_text() == "something"
+    assert json.loads(fedward("members", folder, "--json").out) == []
+
+
 def test_a_wrong_fingerprint_and_nobody_to_ask_admit_nobody(
     fedward: Command, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -114,8 +122,12 @@ def test_the_apps_bundle_holds_names_and_no_code_and_is_always_the_same(
     assert_one_line(fedward("app", folder, tmp_path / "one"), "is there already")
 
 
-def test_a_prepared_run_is_whole_and_named_once(fedward: Command, folder: Path) -> None:
+def test_a_prepared_run_is_whole_and_named_once(
+    fedward: Command, folder: Path, tmp_path: Path
+) -> None:
     sites = "federation.sites=[st-mary,st-luke]"
+    for name in ("st-mary", "st-luke"):
+        assert fedward("invite", folder, name, "--out", tmp_path / name).code == 0
     assert fedward("prepare", folder, "first", *RUN, sites).code == 0
     run = prepared.find(Folder(path=folder).runs, "first")
     assert run.config().federation.sites == ["st-mary", "st-luke"]
@@ -125,6 +137,9 @@ def test_a_prepared_run_is_whole_and_named_once(fedward: Command, folder: Path) 
     assert configs.read_yaml(run.config_file).model.architecture == "test_vit"
     assert_one_line(fedward("prepare", folder, "first", *RUN, sites), "is prepared already")
     assert_one_line(fedward("prepare", folder, "../x", *RUN, sites), "letters, digits")
+    others = "federation.sites=[st-mary,st-nobody]"
+    complaint = "hospital=st-nobody: was not invited"
+    assert_one_line(fedward("prepare", folder, "second", *RUN, others), complaint)
     assert_one_line(fedward("prepare", folder, "second", *RUN), "must name the hospitals")
     assert_one_line(
         fedward("prepare", folder, "second", *RUN, sites, "model.architecture=none"), "none"
@@ -135,6 +150,10 @@ def test_a_prepared_run_is_whole_and_named_once(fedward: Command, folder: Path) 
 def test_bad_words_are_one_line(fedward: Command, folder: Path, tmp_path: Path) -> None:
     assert_one_line(fedward("init", folder, "--name", "north", "--host", "localhost"), "not empty")
     assert_one_line(fedward("init", tmp_path / "x", "--name", "n", "--host", "a b"), "neither a")
+    new = ("init", tmp_path / "x", "--name", "n", "--host", "localhost")
+    assert_one_line(fedward(*new, "--port", 70000), "port=70000: must be from 1 to 65535")
+    assert_one_line(fedward(*new, "--link-port", 0), "link-port=0: must be from 1 to 65535")
+    assert_one_line(fedward(*new, "--port", 8000), "three different ports")
     for command in (("members",), ("doctor",), ("rotate",), ("app", tmp_path / "app")):
         assert_one_line(fedward(command[0], tmp_path, *command[1:]), "not a consortium's folder")
     assert_one_line(fedward("revoke", folder, "st-john"), "was not invited")

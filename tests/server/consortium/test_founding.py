@@ -157,7 +157,7 @@ def test_nothing_is_written_over_and_nothing_is_left_of_a_failure(
         ({"hosts": ()}, "at least one name"),
         ({"hosts": ("a b",)}, "neither a host name"),
         ({"port": 8000}, "three different ports"),
-        ({"port": 70000}, "three different ports"),
+        ({"port": 70000}, "port=70000: must be from 1 to 65535"),
     ],
 )
 def test_bad_settings_are_one_line(changes: dict[str, Any], complaint: str) -> None:

@@ -136,3 +136,15 @@ def test_a_run_in_which_each_has_its_own_noise_has_no_roster(
     assert said.code == 0
     assert "roster" not in said.out
     assert prepared.find(folder.runs, "plain").identities() is None
+
+
+def test_a_run_is_not_prepared_for_a_hospital_that_was_revoked(
+    fedward: Command, folder: Folder
+) -> None:
+    members = Members(folder=folder)
+    gone: Member = replace(members.get("st-mary"), admitted=None, node_id=None, revoked="now")
+    members._write(gone)
+    plain = [*RUN[:3], "federation.sites=[st-mary,st-luke]"]
+    said = fedward("prepare", folder.path, "plain", *plain)
+    assert_one_line(said, "hospital=st-mary: is revoked")
+    assert not folder.runs.exists() or not list(folder.runs.iterdir())

@@ -18,9 +18,13 @@ from PIL import Image
 from rich.console import Console
 from typer.testing import CliRunner
 
+import configs
+from client.data.study import build
 from common.errors import UsageError
+from simulations.checks.data_command import _dealt
 from simulations.cli import app
 from simulations.progress_bar import ProgressBar
+from simulations.sites import dealt
 
 NUM_PATIENTS = 60
 COLUMNS = (
@@ -212,12 +216,6 @@ def test_bad_input_is_a_usage_error(change: str, words: str, root: Path) -> None
     assert words in str(done.exception)
 
 
-def test_a_page_that_cannot_be_written(root: Path, tmp_path: Path) -> None:
-    done = _check(*_settings(root), "--out", str(tmp_path / "absent" / "check.html"))
-    assert isinstance(done.exception, UsageError)
-    assert "No such file or directory" in str(done.exception)
-
-
 def test_a_browser_shows_the_page_without_requests(
     root: Path, tmp_path: Path, browser: Callable[[Path], Any]
 ) -> None:
@@ -259,3 +257,41 @@ def test_progress_tells_the_time_left(capsys: pytest.CaptureFixture[str]) -> Non
     shown = terminal.file.getvalue()  # pyright: ignore[reportAttributeAccessIssue]
     assert "decoding images" in shown
     assert "reading DICOM headers" in shown
+
+
+@pytest.mark.parametrize("option", ["--out", "--json"])
+def test_a_page_that_cannot_be_written_is_refused_before_the_study_is_read(
+    option: str, root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("simulations.checks.data_command.check", lambda _: pytest.fail("work"))
+    absent = tmp_path / "absent" / "x.html"
+    for path, words in ((absent, "no such folder"), (tmp_path, "is a folder")):
+        done = _check(*_settings(root), option, str(path))
+        assert isinstance(done.exception, UsageError)
+        assert str(done.exception).startswith(f"{option}={path}: {words}")
+
+
+def test_patients_are_dealt_out_by_the_seeds_of_a_run(root: Path) -> None:
+    """As `dealt` of a simulation, whose seeds may be set apart from the run's."""
+    rows = [row[:3] + row[4:] for row in _rows(root)]
+    _save(root, rows)
+    columns = ["image=file", "patient=patient_id", "label=malignant"]
+    words = ["data=table", f"data.root={root}", "data.test_fraction=0.2", "partition=equal"]
+    words += [f"data.columns.{column}" for column in columns]
+
+    def shares(*more: str) -> dict[str, set[str]]:
+        config = configs.load([*words, *more])
+        study = build(config.data, num_sites=2, phantom_dir=root / "none", secret=b"0" * 32)
+        found, problems = _dealt(study, config, blocked=False)
+        assert problems == []
+        return {name: {one.patient for one in members} for name, members in found.items()}
+
+    fixed = ("data.split_seed=3", "partition.seed=4")
+    assert shares("seed=1", *fixed) == shares("seed=2", *fixed)
+    assert shares("seed=1", *fixed) == {
+        name: {one.patient for one in members}
+        for name, members in dealt(
+            configs.load([*words, "seed=1", *fixed]), root / "none", secret=b"0" * 32
+        )[2].items()
+    }
+    assert shares("seed=1") != shares("seed=2")

@@ -39,6 +39,18 @@ def test_a_trial_for_each_arm_epsilon_seed_and_lone_hospital(
         assert trial.config.federation.sites == ([trial.site] if trial.site else [])
 
 
+def test_no_two_trials_share_draws_and_noise(tmp_path: Path, tiny: tuple[str, ...]) -> None:
+    """Of two releases with the same noise the difference is free of it."""
+    words = (*tiny, "epsilons=1,8", "seeds=1,2")
+    found = [trial.config.simulation.noise_seed for trial in planned(tmp_path, *words).trials]
+    again = [trial.config.simulation.noise_seed for trial in planned(tmp_path, *words).trials]
+    faster = planned(tmp_path, *words, "training.learning_rate=0.5").trials
+    assert None not in found
+    assert len(set(found)) == len(found)
+    assert found == again
+    assert not set(found) & {trial.config.simulation.noise_seed for trial in faster}
+
+
 def test_all_arms_have_the_same_patients(tmp_path: Path, tiny: tuple[str, ...]) -> None:
     found = planned(tmp_path, *tiny, "epsilons=inf", "seeds=1,2")
 

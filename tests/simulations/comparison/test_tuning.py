@@ -23,7 +23,7 @@ from simulations.comparison.trial import Job, run_trial
 from simulations.comparison.tuning import SearchPlan, Tuning
 from simulations.run_dir import RunDir
 
-CANDIDATES = "tune.training.learning_rate=0.0001,0.01"
+CANDIDATES = "tune.training.learning_rate=0.003,0.03"
 
 
 def _run(trials: Any, folder: Folder) -> None:

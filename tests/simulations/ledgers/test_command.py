@@ -22,6 +22,7 @@ from common.privacy.events import (
     NonPrivateRelease,
     PoissonGaussianSteps,
     SummedDiscreteGaussianSteps,
+    patient_level,
 )
 from common.privacy.ledger import Ledger
 from common.privacy.verification import verify
@@ -160,7 +161,7 @@ def test_image_level_ledgers_tell_the_patient_level(command: Command, tmp_path: 
         statement = book.statement(by_image)
     (found,) = command("show", path, "--json").ledgers
     assert found["epsilon"] == statement.epsilon
-    assert found["epsilon_patient"] == statement.epsilon_patient > statement.epsilon
+    assert found["epsilon_patient"] == by_image.spent([patient_level(STEPS, 3)]) > statement.epsilon
     assert "patient level" in command("show", path).out
 
 
