@@ -93,7 +93,7 @@ class SiteSetup:
         return self.initial if self.pool is None else (*self.initial, self.pool.source)
 
     def counted(self, unit: Unit) -> LedgerCohort:
-        """The cohort as its ledger knows it. It stays at the site: a patient is the largest."""
+        """The cohort as its ledger knows it: how many images a patient has stays at the site."""
         counts = np.bincount(self.cohort.patients)
         return LedgerCohort(
             fingerprint=fingerprint_of(self.patient_hashes),

@@ -54,10 +54,14 @@ class Budget:
 
     def allows(self, events: Sequence[Event]) -> bool:
         """Whether ``events`` together stay within both caps, by every accountant that is asked."""
-        judges = {self.accountant}
+        return self.refusing(events) is None
+
+    def refusing(self, events: Sequence[Event]) -> Budget | None:
+        """This budget by the accountant that does not allow ``events``, if there is one."""
+        judges = [self]
         if self.adaptive and len(merge(events)) > 1:
-            judges.add("rdp")
-        return all(replace(self, accountant=judge)._holds(events) for judge in judges)
+            judges.append(replace(self, accountant="rdp"))
+        return next((judge for judge in judges if not judge._holds(events)), None)
 
     def _holds(self, events: Sequence[Event]) -> bool:
         if self.spent(events) > self.epsilon:

@@ -399,6 +399,7 @@ def _reservation(entry: Entry, *, fresh: bool) -> Reservation:
 
 
 def _refusal(budget: Budget, spent: Sequence[Event], asked: Sequence[Event]) -> str:
+    budget = budget.refusing([*spent, *asked]) or budget
     before, after = budget.spent(spent), budget.spent([*spent, *asked])
     if after <= budget.epsilon:  # the other cap is what refuses
         return (

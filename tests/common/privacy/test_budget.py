@@ -49,6 +49,9 @@ def test_who_may_adapt_is_held_by_renyi_as_soon_as_steps_differ() -> None:
     for second in (steps(0.5, 10.0, 87), steps(0.5, 1.5, 1), steps(0.02, 0.8, 84)):
         assert fixed.allows([first, second])
         assert not adaptive.allows([first, second])
+        refusing = adaptive.refusing([first, second])
+        assert refusing is not None
+        assert refusing.accountant == "rdp"
         assert adaptive.allows([first, second]) is replace(fixed, accountant="rdp").allows(
             [first, second]
         )

@@ -408,3 +408,13 @@ def test_a_child_process_must_open_it_itself(
     monkeypatch.setattr(os, "getpid", lambda: -1)
     with pytest.raises(LedgerError, match="another process"):
         ledger.events()
+
+
+def test_a_refusal_by_renyi_says_so(tmp_path: Path) -> None:
+    budget = Budget(epsilon=4.0, delta=1e-5, adaptive=True)
+    other = PoissonGaussianSteps(sampling_rate=0.5, noise_multiplier=10.0, steps=87)
+    first = PoissonGaussianSteps(sampling_rate=0.5, noise_multiplier=3.0, steps=20)
+    with opened(tmp_path / "a.sqlite") as ledger:
+        ledger.reserve(request_id="r1", events=[first], purpose="train", budget=budget)
+        with pytest.raises(BudgetExceeded, match=r"past the cap of 4 .*accountant rdp"):
+            ledger.reserve(request_id="r2", events=[other], purpose="train", budget=budget)
