@@ -45,9 +45,9 @@ _SHA256 = re.compile(r"[0-9a-f]{64}")
 _RUN_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/-]{0,127}")
 _MOST = {  # beyond these a recipe is no recipe, whatever a policy says
     "steps": 1_000_000,
-    "images_per_patient": 10_000,
+    "images_per_patient": 1_000,
     "physical_batch": 100_000,
-    "augmentation_multiplicity": 1_000,
+    "augmentation_multiplicity": 100,
 }
 _MOST_ROUNDS = 1_000_000
 
