@@ -41,7 +41,8 @@ if TYPE_CHECKING:
     from client.local_model import LocalModel
     from client.secure_aggregation.secure_site import SecureSite
     from client.shared_model import SharedModel
-    from client.site import Site, SiteSetup
+    from client.site import Site
+    from client.site_setup import SiteSetup
     from client.synthesis.site_generator import SiteGenerator
 
 _READER_KEY = "reader.key"
@@ -295,7 +296,7 @@ class SimulatedSites:
 
     def setup(self, name: str) -> SiteSetup:
         """What the simulated hospital ``name`` owns."""
-        from client.site import SiteSetup
+        from client.site_setup import SiteSetup
 
         folder = self.run_dir.cohort(name)
         facts = json.loads((folder / "facts.json").read_text())

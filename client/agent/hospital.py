@@ -19,7 +19,8 @@ from client.data.split import split_patients
 from client.data.study import Record, Study, build
 from client.local_model import LocalModel
 from client.secure_aggregation.secure_site import SecureSetup, SecureSite
-from client.site import Site, SiteSetup
+from client.site import Site
+from client.site_setup import SiteSetup
 from client.synthesis.site_generator import SiteGenerator
 from client.synthesis.source import Source, weights_source
 from common import models

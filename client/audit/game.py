@@ -20,7 +20,8 @@ from client.audit.canary import Deck
 from client.audit.system import AuditedModel, System
 from client.dp.training import RoundSeeds
 from client.local_model import LocalModel, Surroundings
-from client.site import SiteSetup, units
+from client.site import units
+from client.site_setup import SiteSetup
 from common import models
 from common.config import ClippingKind, Unit
 from common.errors import RunFailed, UsageError

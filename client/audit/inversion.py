@@ -24,7 +24,8 @@ from torch import nn
 
 from client.data.cohort import Cohort
 from client.local_model import LocalModel
-from client.site import Site, SiteSetup
+from client.site import Site
+from client.site_setup import SiteSetup
 from common import models
 from common.config import Unit
 from common.errors import RunFailed, UsageError

@@ -14,7 +14,8 @@ from client.dp.engine import BookkeepingEngine, Engine
 from client.dp.loss import ImageLosses
 from client.dp.training import RoundSeeds, Trainee, train_round
 from client.local_model import LocalModel, LocalTraining, ModelMismatch, Surroundings
-from client.site import Site, SiteSetup
+from client.site import Site
+from client.site_setup import SiteSetup
 from common.config import ClippingKind, Precision
 from common.errors import UsageError
 from common.messages import Recipe

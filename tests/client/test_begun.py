@@ -14,7 +14,8 @@ from client.classifier import SiteModel
 from client.data.cohort import Cohort
 from client.dp.training import RoundSeeds, train_round
 from client.kept import Kept
-from client.site import Site, SiteSetup
+from client.site import Site
+from client.site_setup import SiteSetup
 from common import models
 from common.config import FinetuneConfig, FinetuneMode, ModelConfig
 from common.messages import Reason, Recipe, Status, TrainReply, TrainRequest

@@ -43,7 +43,8 @@ torch.set_num_threads(1)
 import client.site
 from client.classifier import SiteModel
 from client.data.cohort import Cohort
-from client.site import Site, SiteSetup
+from client.site import Site
+from client.site_setup import SiteSetup
 from common import models
 from common.config import FinetuneConfig, FinetuneMode, ModelConfig, Unit
 from common.messages import Recipe, TrainRequest

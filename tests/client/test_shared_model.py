@@ -17,7 +17,8 @@ from client.data.cohort import Cohort
 from client.kept import Kept
 from client.local_model import LocalModel, Surroundings
 from client.shared_model import SharedModel
-from client.site import Site, SiteSetup
+from client.site import Site
+from client.site_setup import SiteSetup
 from common import models
 from common.config import FinetuneConfig, FinetuneMode, ModelConfig, Personal, Unit
 from common.messages import Recipe, Status, TrainRequest, Weights

@@ -18,7 +18,8 @@ from client.classifier import SiteModel
 from client.data.cohort import Cohort
 from client.dp.training import train_round
 from client.kept import Kept
-from client.site import Site, SiteSetup, event_of, units
+from client.site import Site, event_of, units
+from client.site_setup import SiteSetup
 from common import models
 from common.config import EngineName, FinetuneConfig, FinetuneMode, ModelConfig, Personal, Unit
 from common.messages import Reason, Recipe, Status, TrainReply, TrainRequest, Weights

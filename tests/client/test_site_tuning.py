@@ -14,7 +14,8 @@ from client import classifier as classifier_module
 from client.classifier import SiteModel
 from client.data.cohort import Cohort
 from client.kept import Kept
-from client.site import BadRequest, Site, SiteSetup, event_of, tuned_path
+from client.site import BadRequest, Site, event_of, tuned_path
+from client.site_setup import SiteSetup
 from common import models
 from common.config import FinetuneConfig, FinetuneMode, ModelConfig, Personal
 from common.errors import BudgetExceeded, LedgerError

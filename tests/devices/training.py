@@ -20,7 +20,8 @@ from client.frozen import FrozenBackbone
 from client.local_model import LocalModel, Surroundings
 from client.secure_aggregation.gradients import GivesGradients
 from client.shared_model import SharedModel
-from client.site import Site, SiteSetup
+from client.site import Site
+from client.site_setup import SiteSetup
 from client.synthesis.pretraining import Pretraining, pretrain
 from client.synthesis.site_generator import SiteGenerator
 from common import models

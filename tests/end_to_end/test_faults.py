@@ -27,7 +27,8 @@ from flwr.supercore.task_identity import TaskIdentity
 from client.app import build as build_client
 from client.classifier import SiteModel
 from client.data.cohort import Cohort
-from client.site import Site, SiteSetup
+from client.site import Site
+from client.site_setup import SiteSetup
 from common import models
 from common.config import (
     AccountantName,

@@ -21,7 +21,8 @@ from client.dp.loader import Loader
 from client.dp.loss import ImageLosses, patient_loss
 from client.dp.patients import PatientBatch
 from client.dp.training import RoundSeeds, Trainee, step_of, train_round
-from client.site import Site, SiteSetup
+from client.site import Site
+from client.site_setup import SiteSetup
 from common.config import Precision, Unit
 from common.messages import Recipe
 from common.privacy import accountants

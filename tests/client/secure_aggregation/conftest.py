@@ -13,7 +13,8 @@ import pytest
 from client.classifier import SiteModel
 from client.data.cohort import Cohort
 from client.secure_aggregation.secure_site import SecureSetup, SecureSite
-from client.site import Site, SiteSetup
+from client.site import Site
+from client.site_setup import SiteSetup
 from common import models
 from common.config import FinetuneConfig, FinetuneMode, ModelConfig
 from common.messages import Recipe, TrainRequest

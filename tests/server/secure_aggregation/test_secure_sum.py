@@ -23,7 +23,8 @@ from client.dp.training import RoundSeeds
 from client.local_model import Surroundings
 from client.secure_aggregation import secure_site
 from client.secure_aggregation.secure_site import SecureSetup, SecureSite, noisy_sum
-from client.site import Site, SiteSetup
+from client.site import Site
+from client.site_setup import SiteSetup
 from common import models
 from common.config import (
     AccountantName,
