@@ -229,6 +229,7 @@ class Site:
         if not duty.stored.is_file():
             seeds = self._draws(duty, request, fresh=reservation.fresh)
             self._train_and_store(duty, request, training, seeds)
+        Begun.beside(duty.stored).unlink(missing_ok=True)
         if reservation.state is State.reserved:
             ledger.commit(duty.request_id)
         return Kept.read(duty.stored)
@@ -306,7 +307,6 @@ class Site:
             control=control.following(request, released, shift),
             local={name: weights[name] for name in weights.keys() - released.keys()},
         ).write(duty.stored)
-        Begun.beside(duty.stored).unlink(missing_ok=True)
 
     def _start_over(self, request: TrainRequest) -> None:
         """Bring the model back to where the round begins, and free what the attempt had taken."""

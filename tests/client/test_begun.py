@@ -128,6 +128,28 @@ def test_a_hospital_repeats_its_noise_and_its_draws_until_they_have_left(
     assert open_entries(setup) == 0
 
 
+def test_a_key_that_a_crash_left_beside_a_stored_reply_goes(
+    setup: SiteSetup, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever finds it could take the noise out of what has left."""
+
+    unlink = Path.unlink
+
+    def die_at_the_key(path: Path, missing_ok: bool = False) -> None:
+        if path.suffix == ".begun":
+            raise Crash
+        unlink(path, missing_ok=missing_ok)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "unlink", die_at_the_key)
+        with pytest.raises(Crash):
+            Site(setup).train(make_request())
+    assert list(setup.replies.glob("*.begun"))
+    assert list(setup.replies.glob("*.safetensors"))
+    assert Site(setup).train(make_request()).status is Status.trained
+    assert not list(setup.replies.glob("*.begun"))
+
+
 def changed(request: TrainRequest, what: str) -> TrainRequest:
     match what:
         case "weights":
